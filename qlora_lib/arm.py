@@ -1,0 +1,371 @@
+"""One arm, in a process of its own: load, evaluate, train, evaluate, time, and write its record.
+
+How it works: `study` starts `python -m qlora_lib.arm` with a job on standard input, so that the
+peak memory of an arm is its own and the allocator's settings can be given before it starts.
+Nothing is printed on standard output; the record is written last, atomically.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qlora_lib.config import ArmEntry, Settings
+from qlora_lib.errors import QloraError
+from qlora_lib.hardware import quiet_logs
+from qlora_lib.records import (
+    DataInfo,
+    Generation,
+    ModelInfo,
+    Parameters,
+    Peak,
+    Perplexity,
+    Provenance,
+    RunRecord,
+    SizeBytes,
+    Train,
+)
+
+MODEL_DIR, ADAPTER_DIR = "model", "adapter"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one arm needs to know."""
+
+    profile: str
+    arm: ArmEntry
+    settings: Settings
+    out: Path
+    key: str
+    derived_from: Path | None  # results folder of the arm whose weights this one starts from
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "profile": self.profile,
+                "arm": self.arm.model_dump(),
+                "settings": self.settings.model_dump(),
+                "out": str(self.out),
+                "key": self.key,
+                "derived_from": str(self.derived_from) if self.derived_from else None,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        values = json.loads(text)
+        return cls(
+            profile=values["profile"],
+            arm=ArmEntry.model_validate(values["arm"]),
+            settings=Settings.model_validate(values["settings"]),
+            out=Path(values["out"]),
+            key=values["key"],
+            derived_from=Path(values["derived_from"]) if values["derived_from"] else None,
+        )
+
+
+class _Stages:
+    """Wall seconds of each stage, and a line about each on standard error."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str):
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def run(job: Job) -> RunRecord:
+    """Run one arm and write `job.out/record.json`."""
+    begun = time.perf_counter()
+    stages, notes = _Stages(), []
+    s, method = job.settings, job.arm.method
+    say = lambda text: print(f"[{job.arm.name}] {text}", file=sys.stderr, flush=True)  # noqa: E731
+
+    with stages("start"):
+        import torch
+
+        from qlora_lib import hardware, models
+        from qlora_lib.assets import resolve_model
+        from qlora_lib.data import prepare
+        from qlora_lib.metrics.memory import peak_resident_bytes
+        from qlora_lib.metrics.sizes import count_parameters, model_bytes
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", hardware.usable_cpus())))
+        torch.manual_seed(s.seed)
+        on = hardware.device()
+        asset = resolve_model(s.model.name)
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all that is needed is here now
+    with stages("data"):
+        tokenizer = models.load_tokenizer(asset.path)
+        data = prepare(s.data.name, s.data.text_column, s.data.window_length, tokenizer)
+        test_tokens = _evaluation_tokens(data, s)
+    with stages("load"):
+        dtype = hardware.choose_dtype(s.train.precision, on)
+        model = _load(job, asset.path, dtype, on)
+        if dtype.name == "fp16" and not _finite_loss(model, data):
+            del model
+            dtype = hardware.DType("fp32", "fp16 gave a loss that is not finite on this model")
+            model = _load(job, asset.path, dtype, on)
+        if method == "base":
+            model.requires_grad_(False)
+        footprint = model.get_memory_footprint()
+
+    ppl = generation = outcome = None
+    flops = None
+    if s.evaluation.perplexity:
+        with stages("perplexity"):
+            say("perplexity of the base")
+            before = _perplexity(model, test_tokens, s)
+            ppl = _perplexity_record(before, None, s)
+    if method != "base":
+        from qlora_lib.training import train
+
+        with stages("load"):
+            model = models.prepare_for_training(model, method, s.train.gradient_checkpointing)
+            if method in ("lora", "qlora"):
+                model = models.attach_lora(model, s.lora, s.seed)
+        say(f"training ({method}, {dtype.name}: {dtype.reason})")
+        with stages("train"):
+            outcome = train(model, data, s, dtype, on, job.out)
+        if outcome.stopped:
+            say(f"stopped: {outcome.stopped}")
+        elif s.evaluation.perplexity:
+            with stages("perplexity"):
+                say("perplexity after training")
+                ppl = _perplexity_record(before, _perplexity(model, test_tokens, s), s)
+        with stages("flops"):
+            flops = _flops(model.config, s, method)
+    if s.evaluation.new_tokens and not (outcome and outcome.stopped):
+        from qlora_lib.metrics.speed import decode_speed
+
+        with stages("decode"):
+            say("decode speed")
+            if s.train.gradient_checkpointing and outcome:
+                model.gradient_checkpointing_disable()  # it excludes the key/value cache
+            generation = decode_speed(model, tokenizer, s.evaluation.prompt, s.evaluation.new_tokens, s.evaluation.repeats)
+    with stages("peak"):
+        peak = hardware.peak_flops(dtype, on) if outcome else None
+
+    bytes_ = model_bytes(model)
+    with stages("save"):
+        files, on_disk = _save(model, job, asset.path, bool(outcome and outcome.stopped))
+    record = RunRecord(
+        status="stopped" if outcome and outcome.stopped else "complete",
+        status_reason=outcome.stopped if outcome else None,
+        profile=job.profile,
+        arm=job.arm.name,
+        label=job.arm.label,
+        method=method,
+        derived_from=job.arm.derived_from,
+        seed=s.seed,
+        model=_model_info(asset, model),
+        data=data.info,
+        settings=s.model_dump(exclude={"seed"}),
+        parameters=Parameters(**count_parameters(model)),
+        size_bytes=SizeBytes(
+            base=bytes_.base,
+            adapter=bytes_.adapter,
+            total=bytes_.total,
+            quantization_state=bytes_.quantization_state,
+            quantized_weights=bytes_.quantized_weights,
+            unquantized=bytes_.unquantized,
+            on_disk=on_disk,
+            footprint_reported=footprint,
+        ),
+        train=outcome.train if outcome else None,
+        **_utilization(flops, outcome.train if outcome else None, peak),
+        perplexity=ppl,
+        generation=generation,
+        provenance=Provenance(
+            cache_key=job.key,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            device=hardware.device_name(on),
+            cpu=hardware.cpu_name(),
+            threads=torch.get_num_threads(),
+            memory_bytes=hardware.total_memory(),
+            platform=hardware.platform_name(),
+            dtype=dtype.name,
+            dtype_reason=dtype.reason,
+            versions=hardware.versions(),
+            git_commit=hardware.git_commit(),
+            wall_seconds=time.perf_counter() - begun,
+            stage_seconds=stages.seconds,
+            peak_resident_bytes=max(peak_resident_bytes(), outcome.train.peak_memory_bytes if outcome and on == "cpu" else 0),
+            environment={k: os.environ[k] for k in (*hardware.KEEP_FREED_MEMORY, "OMP_NUM_THREADS") if k in os.environ},
+            notes=notes,
+        ),
+        files=files,
+    )
+    record.write(job.out)
+    return record
+
+
+# --- the parts -----------------------------------------------------------------------------------
+
+
+def _load(job: Job, base: Path, dtype, on: str):
+    """The arm's base: as published, or the weights that an earlier arm trained."""
+    from qlora_lib import models
+    from qlora_lib.config import Quantization
+
+    s = job.settings
+    weights = models.weight_dtype(job.arm.method, dtype)
+    if job.derived_from is None:
+        return models.load_base(base, s.quantization, weights, on)
+    trained = job.derived_from / MODEL_DIR
+    if trained.is_dir():
+        return models.load_base(trained, s.quantization, weights, on)
+    with tempfile.TemporaryDirectory(dir=job.out, prefix="merged-") as merged:
+        plain = models.load_base(base, Quantization(), weights, on)
+        plain = models.merge_adapter(models.load_adapter(plain, job.derived_from / ADAPTER_DIR))
+        plain.save_pretrained(merged)
+        del plain
+        return models.load_base(Path(merged), s.quantization, weights, on)
+
+
+def _evaluation_tokens(data, s: Settings):
+    """The stretch of the evaluation split that is scored: whole windows from its beginning."""
+    tokens = data.tokens[s.evaluation.split]
+    if s.evaluation.windows is None:
+        return tokens
+    return tokens[: s.evaluation.context + (s.evaluation.windows - 1) * s.evaluation.stride]
+
+
+def _perplexity(model, tokens, s: Settings) -> dict:
+    from qlora_lib.metrics.perplexity import perplexity
+
+    e = s.evaluation
+    return perplexity(model, tokens, e.context, e.stride, e.batch_size, progress=sys.stderr.isatty())
+
+
+def _perplexity_record(before: dict, after: dict | None, s: Settings) -> Perplexity:
+    e = s.evaluation
+    return Perplexity(
+        before=before["perplexity"],
+        after=after["perplexity"] if after else None,
+        protocol=f"{before['protocol']}, {e.split} split",
+        context=e.context,
+        stride=e.stride,
+        tokens_scored=before["tokens_scored"],
+        window_nll_before=before["window_nll"],
+        window_nll_after=after["window_nll"] if after else [],
+    )
+
+
+def _finite_loss(model, data) -> bool:
+    import torch
+
+    from qlora_lib.metrics.perplexity import token_nll
+
+    window = torch.from_numpy(data.windows("validation")[:1].astype("int64")).to(model.device)
+    return bool(torch.isfinite(token_nll(model, window)).all())
+
+
+def _flops(config, s: Settings, method: str):
+    from qlora_lib.cost.flops import step_flops
+    from qlora_lib.cost.shapes import ModelShape
+
+    t = s.train
+    return step_flops(
+        ModelShape.read(config),
+        method=method,
+        batch=t.batch_size,
+        length=s.data.window_length,
+        rank=s.lora.rank,
+        target_modules=s.lora.target_modules,
+        gradient_checkpointing=t.gradient_checkpointing,
+        accumulation=t.gradient_accumulation_steps,
+    )
+
+
+def _utilization(flops, trained: Train | None, peak) -> dict:
+    """FLOPs of a step, and the share of the peak that the step reached."""
+    if trained is None:
+        return {}
+    rate, what = peak
+    share = lambda n: n / trained.seconds_per_step / rate if rate else None  # noqa: E731
+    return {
+        "flops_per_step": flops.model_flops,
+        "hardware_flops_per_step": flops.hardware_flops,
+        "mfu": share(flops.model_flops),
+        "hfu": share(flops.hardware_flops),
+        "peak": Peak(flops_per_second=rate, what=what) if rate else None,
+    }
+
+
+def _save(model, job: Job, base: Path, stopped: bool) -> tuple[dict[str, str], int | None]:
+    """Keep what was trained; returns ({file: SHA-256}, bytes on disk to deploy it)."""
+    from qlora_lib import models
+    from qlora_lib.assets.store import sha256_of
+    from qlora_lib.metrics.sizes import folder_bytes
+
+    method = job.arm.method
+    shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
+    if method == "base":
+        return {}, folder_bytes(base) if job.settings.quantization.format == "none" else None
+    if stopped or not job.settings.train.keep_model:
+        return {}, None
+    folder = job.out / (MODEL_DIR if method == "full" else ADAPTER_DIR)
+    shutil.rmtree(folder, ignore_errors=True)
+    if method == "full":
+        model.save_pretrained(folder)
+        on_disk = folder_bytes(folder)
+    else:
+        models.save_adapter(model, folder)
+        on_disk = folder_bytes(folder) + folder_bytes(base)
+    files = {str(p.relative_to(job.out)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return files, on_disk
+
+
+def _model_info(asset, model) -> ModelInfo:
+    from qlora_lib.metrics.sizes import count_parameters
+
+    config = model.config
+    keys = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+        "vocab_size",
+        "tie_word_embeddings",
+    )
+    return ModelInfo(
+        name=asset.name,
+        source=asset.source,
+        revision=asset.revision,
+        license=asset.license,
+        note=asset.note,
+        parameters_total=count_parameters(model)["base"],
+        architecture={key: getattr(config, key) for key in keys if hasattr(config, key)},
+    )
+
+
+def main() -> int:
+    quiet_logs()
+    job = Job.from_json(sys.stdin.read())
+    try:
+        run(job)
+    except QloraError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    except MemoryError:
+        print(f"error: arm '{job.arm.name}' ran out of memory. Set train.batch_size lower, or train.gradient_checkpointing=true", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

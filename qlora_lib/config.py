@@ -1,0 +1,330 @@
+"""Typed settings: a profile is one YAML file, its arms are the runs that it compares.
+
+How it works: a profile holds settings that all its arms share, and each arm overrides a few of
+them by dotted keys (`train.learning_rate: 2.0e-4`). Everything is checked when it is read:
+an unknown key, a wrong type or an impossible value is one line that names the key and the nearest
+valid one. Precedence, lowest first: defaults here, the profile, the arm, `--set` on the command line.
+"""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from qlora_lib.errors import UsageError, nearest
+
+PROFILES_DIR = Path(__file__).parent / "profiles"
+LLAMA_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+Method = Literal["base", "full", "lora", "qlora"]
+Format = Literal["none", "int8", "nf4", "fp4"]
+DType = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+class Section(BaseModel):
+    # strict: "5" is not a number and 1 is not true; a typing slip is better told than guessed at
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class Model(Section):
+    name: str  # registered name, hub id[@revision], local folder or .gguf file
+
+
+class Data(Section):
+    name: str  # registered name, or a text/JSONL/CSV/TSV/Parquet file or folder
+    text_column: str = "text"  # of JSONL, CSV, TSV and Parquet
+    window_length: int = Field(128, ge=8, le=131072)  # tokens in a training example
+
+
+class Quantization(Section):
+    format: Format = "none"
+    double_quant: bool = True  # 4-bit only: 8-bit codes for the block scales too
+
+
+class Lora(Section):
+    rank: int = Field(16, ge=1, le=4096)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    use_rslora: bool = False  # scale by alpha / sqrt(rank) in place of alpha / rank
+
+    @field_validator("target_modules")
+    @classmethod
+    def _not_empty(cls, value):
+        if not value:
+            raise ValueError("name at least one module, or 'all-linear'")
+        return value
+
+
+class Train(Section):
+    max_steps: int = Field(32, ge=1)  # optimizer steps
+    epochs: float | None = Field(None, gt=0)  # stops earlier when the data ends first
+    batch_size: int = Field(4, ge=1)  # sequences a forward pass
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-4, gt=0, le=1)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
+        "adamw_torch"
+    )
+    precision: DType = "auto"  # of activations and products; auto: by device, with a reason
+    gradient_checkpointing: bool = False
+    eval_every: int = Field(8, ge=1)  # steps between validations
+    eval_windows: int = Field(8, ge=1)  # of the validation split, of data.window_length
+    eval_batch_size: int = Field(4, ge=1)
+    save_every: int = Field(0, ge=0)  # steps between checkpoints to resume from; 0: none
+    keep_model: bool = True  # save the trained weights or adapter beside the record
+
+
+class Evaluation(Section):
+    split: Literal["validation", "test"] = "test"
+    context: int = Field(256, ge=2, le=131072)
+    stride: int = Field(256, ge=1)
+    windows: int | None = Field(None, ge=1)  # the first so many; null: all
+    batch_size: int = Field(2, ge=1)
+    perplexity: bool = True
+    new_tokens: int = Field(50, ge=0)  # greedy decode that is timed; 0: none
+    repeats: int = Field(3, ge=1)
+    prompt: str = "The history of the city begins"
+
+    @model_validator(mode="after")
+    def _stride_fits(self):
+        if self.stride > self.context:
+            raise ValueError(f"stride ({self.stride}) exceeds context ({self.context})")
+        return self
+
+
+class Runtime(Section):
+    threads: int | None = Field(None, ge=1)  # null: one a physical core that this process may use
+    keep_freed_memory: bool = True  # glibc: reuse large blocks in place of returning them
+    meter_tensors: bool = True  # follow allocator events through one training step
+
+
+class Search(Section):
+    """Learning rates to try for each method, compared on the validation split."""
+
+    rates: dict[str, list[float]]
+    record: str  # file name under report/records that holds the outcome
+
+
+class ArmEntry(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    label: str
+    method: Method
+    derived_from: str | None = None  # start from this arm's trained weights
+    runs: bool = True  # false: declared for the reader, with `why`
+    why: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Settings(Section):
+    """What one arm runs with."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    model: Model
+    data: Data
+    quantization: Quantization = Field(default_factory=Quantization)
+    lora: Lora = Field(default_factory=Lora)
+    train: Train = Field(default_factory=Train)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    runtime: Runtime = Field(default_factory=Runtime)
+
+
+class Profile(Settings):
+    name: str
+    title: str
+    about: str
+    hardware: str
+    needs: str  # memory, disk and download in words, for `qlora profiles`
+    published: str | None = None  # the study whose tables stand beside the results
+    reference_arm: str = "full"
+    search: Search | None = None
+    arms: list[ArmEntry]
+
+    @model_validator(mode="after")
+    def _arms_fit(self):
+        names = [a.name for a in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError("two arms have the same name")
+        for arm in self.arms:
+            if not arm.runs and not arm.why:
+                raise ValueError(f"arm '{arm.name}' does not run: say why")
+            if arm.derived_from and arm.derived_from not in names[: names.index(arm.name)]:
+                raise ValueError(f"arm '{arm.name}' derives from '{arm.derived_from}', which is no earlier arm")
+        return self
+
+    def arm(self, name: str) -> ArmEntry:
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise UsageError(
+            f"profile '{self.name}' has no arm '{name}'", nearest(name, [a.name for a in self.arms])
+        )
+
+    def arm_of_method(self, method: str) -> ArmEntry:
+        """The first arm that runs this method."""
+        for arm in self.arms:
+            if arm.method == method and arm.runs:
+                return arm
+        raise UsageError(
+            f"profile '{self.name}' runs no arm with method '{method}'",
+            nearest(method, sorted({a.method for a in self.arms if a.runs})),
+        )
+
+    def settings(self, arm: ArmEntry, overrides: dict[str, Any] | None = None) -> Settings:
+        """The settings of one arm: the profile's, then the arm's, then `overrides` (dotted keys)."""
+        shared = {key: getattr(self, key).model_dump() for key in Settings.model_fields if key != "seed"}
+        shared["seed"] = self.seed
+        where = f"arm '{arm.name}' of profile '{self.name}'"
+        for key, value in [*arm.set.items(), *(overrides or {}).items()]:
+            _set_dotted(shared, key, value, where)
+        settings = _validate(Settings, shared, where)
+        if arm.method == "qlora" and settings.quantization.format not in ("nf4", "fp4"):
+            raise UsageError(
+                f"quantization.format is '{settings.quantization.format}' in {where}",
+                "Method qlora trains on a 4-bit base: set it to nf4 or fp4",
+            )
+        if arm.method in ("full", "lora") and settings.quantization.format != "none":
+            raise UsageError(
+                f"quantization.format is '{settings.quantization.format}' in {where}",
+                f"Method {arm.method} trains on 16/32-bit weights: set it to none, or use qlora",
+            )
+        return settings
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(k, deep=deep) for k, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{where}{line} is not valid YAML: {getattr(e, 'problem', e)}") from None
+    except (ValueError, RecursionError) as e:  # e.g. an impossible date
+        raise UsageError(f"{where} is not valid YAML: {e}") from None
+
+
+def profile_names() -> list[str]:
+    order = ["demo", "smoke"]
+    names = [p.stem for p in PROFILES_DIR.glob("*.yaml")]
+    return sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))
+
+
+def load_profile(name: str) -> Profile:
+    """A profile by name, or from a YAML file of the user's own."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(f"no profile file at {path}", "Give a YAML file that exists, or a name from: qlora profiles")
+    else:
+        path = PROFILES_DIR / f"{name}.yaml"
+        if name not in profile_names():
+            raise UsageError(f"unknown profile '{name}'", nearest(name, profile_names()))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as e:
+        raise UsageError(f"{path} cannot be read as text: {e}") from None
+    values = parse_yaml(text, str(path.name))
+    if not isinstance(values, dict):
+        raise UsageError(f"{path.name} is not a profile: expected keys and values at the top level")
+    values = {"name": path.stem, **values}
+    where = f"profile '{path.stem}'"
+    profile = _validate(Profile, values, where)
+    for arm in profile.arms:
+        profile.settings(arm)  # an arm that cannot run is told now, not after the first hour
+    return profile
+
+
+def parse_overrides(assignments) -> dict[str, Any]:
+    """`["train.max_steps=5", ...]` as `{dotted key: value}`; values are YAML."""
+    overrides = {}
+    for text in assignments:
+        key, sep, value = text.partition("=")
+        if not sep or not key.strip():
+            raise UsageError(f"--set {text!r} is no assignment", "Write --set key=value, e.g. --set train.max_steps=5")
+        overrides[key.strip()] = parse_yaml(value, f"--set {key.strip()}")
+    return overrides
+
+
+# --- checking ----------------------------------------------------------------------------------
+
+
+def dotted_keys(model=Settings, prefix: str = "") -> list[str]:
+    """Every settable key of a settings class, `train.max_steps` and the like."""
+    keys = []
+    for name, field in model.model_fields.items():
+        sub = _section_of(field)
+        keys += dotted_keys(sub, f"{prefix}{name}.") if sub else [prefix + name]
+    return keys
+
+
+def _section_of(field):
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _set_dotted(values: dict, key: str, value: Any, where: str) -> None:
+    """Set `a.b` in nested dictionaries, refusing keys that no setting has."""
+    if key not in dotted_keys():
+        raise UsageError(f"unknown key '{key}' in {where}", nearest(key, dotted_keys()))
+    *path, last = key.split(".")
+    for part in path:
+        values = values[part]
+    values[last] = copy.deepcopy(value)
+
+
+def _validate(model, values: dict, where: str):
+    try:
+        return model.model_validate(values)
+    except ValidationError as e:
+        error = e.errors()[0]
+        loc = [str(p) for p in error["loc"]]
+        if error["type"] == "extra_forbidden":
+            key = ".".join(loc)
+            raise UsageError(f"unknown key '{key}' in {where}", _nearest_key(model, loc)) from None
+        # Unions report each branch; the branch's own name in the path means nothing to a reader.
+        key = ".".join(p for p in loc if not re.match(r"(literal\[|list\[)", p)) or "the whole"
+        shown = f", got {error['input']!r:.60}" if not isinstance(error["input"], dict) else ""
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "missing":
+            raise UsageError(f"'{key}' is missing in {where}") from None
+        message = message[:1].lower() + message[1:]
+        raise UsageError(f"'{key}' in {where}: {message}{shown}") from None
+
+
+def _nearest_key(model, loc: list[str]) -> str:
+    *parents, last = loc
+    prefix = ".".join(parents)
+    if parents and parents[0] == "arms":
+        return nearest(last, ArmEntry.model_fields)
+    keys = [k for k in [*dotted_keys(model), *model.model_fields]]
+    here = [k for k in keys if k.startswith(prefix + ".")] if prefix else list(model.model_fields)
+    hint = nearest(".".join(loc), here or keys)
+    return hint if hint.startswith("Did") else nearest(".".join(loc), keys)

@@ -1,0 +1,92 @@
+"""One evaluation of one model, for `qlora eval`: load, score, say the protocol."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from qlora_lib import hardware
+from qlora_lib.config import Quantization
+from qlora_lib.errors import UsageError
+
+
+def load_for_use(model: str, adapter: Path | None, quantization: str, double_quant: bool, dtype: str):
+    """(model with its adapter, tokenizer, asset, dtype) on this machine's device, for inference."""
+    from qlora_lib import models
+    from qlora_lib.assets import resolve_model
+
+    asset = resolve_model(model)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    on = hardware.device()
+    chosen = hardware.choose_dtype(dtype, on)
+    print(f"{chosen.name} on {on}: {chosen.reason}", file=sys.stderr)
+    base = models.load_base(asset.path, Quantization(format=quantization, double_quant=double_quant), chosen.torch, on)
+    if adapter is not None:
+        base = models.load_adapter(base, adapter).eval()
+    return base, models.load_tokenizer(asset.path), asset, chosen
+
+
+def evaluate_perplexity(
+    model: str,
+    data: str,
+    adapter: Path | None = None,
+    quantization: str = "none",
+    double_quant: bool = True,
+    text_column: str = "text",
+    context: int = 512,
+    stride: int | None = None,
+    windows: int | None = None,
+    batch_size: int = 1,
+    dtype: str = "auto",
+) -> dict:
+    """Perplexity of `model` on a registered set's test split or on the whole of a local file or folder."""
+    from qlora_lib.assets import registered_data
+    from qlora_lib.data import file_tokens, prepare
+    from qlora_lib.metrics.perplexity import perplexity
+    from qlora_lib.texts import read_documents
+
+    stride = stride or context
+    if stride > context:
+        raise UsageError(f"stride {stride} exceeds context {context}", "Give a stride of at most the context")
+    registered = data in ("tiny-text", *(spec.name for spec in registered_data()))
+    if not registered:
+        read_documents(Path(data), text_column)  # a bad file is told before a model is loaded
+    loaded, tokenizer, asset, chosen = load_for_use(model, adapter, quantization, double_quant, dtype)
+    if registered:
+        tokens = prepare(data, text_column, context, tokenizer).tokens["test"]
+    else:
+        tokens = file_tokens(Path(data), text_column, tokenizer)
+    if windows is not None:
+        tokens = tokens[: context + (windows - 1) * stride]
+    result = perplexity(loaded, tokens, context, stride, batch_size, progress=sys.stderr.isatty())
+    return {
+        "task": "perplexity",
+        "model": asset.name,
+        "revision": asset.revision,
+        "adapter": str(adapter) if adapter else None,
+        "quantization": quantization if quantization in ("none", "int8") else f"{quantization}{'+dq' if double_quant else ''}",
+        "dtype": chosen.name,
+        "dtype_reason": chosen.reason,
+        "data": f"{data}, test split" if registered else str(data),
+        "protocol": result["protocol"],
+        "n": result["tokens_scored"],
+        "tokens_scored": result["tokens_scored"],
+        "perplexity": result["perplexity"],
+        "confidence_interval": interval(result["window_nll"], result["window_tokens"]),
+    }
+
+
+def interval(window_nll: list[float], window_tokens: list[int], level: float = 0.95) -> tuple[float, float] | None:
+    """Confidence interval of a perplexity, windows resampled (2,000 bootstrap draws, fixed seed).
+
+    None for a single window, which says nothing of the spread.
+    """
+    if len(window_nll) < 2:
+        return None
+    nll, weight = np.asarray(window_nll), np.asarray(window_tokens)
+    draws = np.random.default_rng(0).integers(len(nll), size=(2000, len(nll)))
+    means = (nll * weight)[draws].sum(1) / weight[draws].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return math.exp(low), math.exp(high)

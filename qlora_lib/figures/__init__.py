@@ -1,0 +1,101 @@
+"""Records -> figures: SVG for the page, PDF for papers, PNG for a look.
+
+How it works: each figure is one function that takes the records and returns a matplotlib Figure,
+so that a notebook can show it; `draw_all` saves every figure that the records allow. A quantity
+that was not measured is written as such in the picture, never drawn as 0. Nothing here trains,
+and nothing imports torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_lib.figures import comparison, quality, training
+from qlora_lib.figures.comparison import draw_comparison, draw_radar
+from qlora_lib.figures.parts import NothingToDraw
+from qlora_lib.figures.quality import draw_quality_against_bytes, draw_quantization_alone
+from qlora_lib.figures.training import draw_loss_curves, draw_memory_breakdown
+from qlora_lib.paths import write_atomic
+from qlora_lib.records import RunRecord
+from qlora_lib.style import METADATA, Figure, render
+
+__all__ = [
+    "DrawnFigure", "FIGURES", "NothingToDraw", "draw_all", "draw_comparison", "draw_loss_curves",
+    "draw_memory_breakdown", "draw_quality_against_bytes", "draw_quantization_alone", "draw_radar",
+    "left_out",
+]  # fmt: skip
+
+Records = dict[str, RunRecord]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of figure: which arms it shows (or why none), how it is drawn and described."""
+
+    arms: Callable[[Records], list[str]]  # raises NothingToDraw
+    draw: Callable[[Records], Figure]
+    alt: Callable[[Records], str]
+    caption: str
+
+
+FIGURES: dict[str, Kind] = {
+    "figure-1-comparison": Kind(
+        comparison.comparison_arms, draw_comparison, comparison.comparison_alt,
+        comparison.COMPARISON_CAPTION,
+    ),
+    "figure-2-radar": Kind(
+        comparison.radar_arms, draw_radar, comparison.radar_alt, comparison.RADAR_CAPTION
+    ),
+    "loss-curves": Kind(
+        training.curve_arms, draw_loss_curves, training.curves_alt, training.CURVES_CAPTION
+    ),
+    "memory-breakdown": Kind(
+        training.memory_arms, draw_memory_breakdown, training.memory_alt, training.MEMORY_CAPTION
+    ),
+    "quality-against-bytes": Kind(
+        quality.scored_arms, draw_quality_against_bytes, quality.bytes_alt, quality.BYTES_CAPTION
+    ),
+    "quantization-alone": Kind(
+        quality.quantized_arms, draw_quantization_alone, quality.alone_alt, quality.ALONE_CAPTION
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DrawnFigure:
+    name: str
+    path_svg: Path
+    alt: str  # says with numbers what a reader would see
+    caption: str  # says what is shown, without numbers that were measured
+
+
+def left_out(records: Records) -> dict[str, str]:
+    """Figures that these records do not allow, with the reason."""
+    reasons = {}
+    for name, kind in FIGURES.items():
+        try:
+            kind.arms(records)
+        except NothingToDraw as e:
+            reasons[name] = e.message
+    return reasons
+
+
+def draw_all(
+    records: Records, folder: Path, formats: tuple[str, ...] = ("svg", "pdf", "png")
+) -> list[DrawnFigure]:
+    """Save every figure that the records allow as `folder/<name>.<format>`, each file whole or not
+    at all. Files of an earlier run whose figure is now left out are removed: they would show other
+    records. `left_out` says why a figure is missing."""
+    folder, drawn, absent = Path(folder), [], left_out(records)
+    for name, kind in FIGURES.items():
+        if name in absent:
+            for file_format in METADATA:
+                (folder / f"{name}.{file_format}").unlink(missing_ok=True)
+            continue
+        figure = kind.draw(records)
+        for file_format in formats:
+            write_atomic(folder / f"{name}.{file_format}", render(figure, file_format))
+        drawn.append(
+            DrawnFigure(name, folder / f"{name}.svg", kind.alt(records), kind.caption)
+        )
+    return drawn

@@ -1,0 +1,69 @@
+"""Greedy decode speed: new tokens a second and the latency of a whole answer.
+
+Protocol: one prompt, batch 1, key/value cache, greedy, exactly `new_tokens` tokens (the end of
+text is not allowed to stop it); a short warm-up is left out; the median of the repeats is given.
+The latency includes reading the prompt.
+"""
+
+import statistics
+import time
+
+import torch
+
+from qlora_lib.records import Generation
+
+
+def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int) -> Generation:
+    """Time `model.generate` on one prompt."""
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    prompt_tokens = inputs["input_ids"].shape[1]
+    was_training, use_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        _generate(model, tokenizer, inputs, min(4, new_tokens))  # warm-up
+        first = _timed(model, tokenizer, inputs, 1)[0]
+        runs = [_timed(model, tokenizer, inputs, new_tokens) for _ in range(repeats)]
+    finally:
+        model.train(was_training)
+        model.config.use_cache = use_cache
+    latency = statistics.median(seconds for seconds, _ in runs)
+    return Generation(
+        tokens_per_second=new_tokens / latency,
+        latency_seconds=latency,
+        first_token_seconds=first,
+        new_tokens=new_tokens,
+        prompt_tokens=prompt_tokens,
+        repeats=[seconds for seconds, _ in runs],
+        protocol=(
+            f"greedy, batch 1, {new_tokens} new tokens after a prompt of {prompt_tokens}, key/value cache, "
+            f"median of {repeats}, warm-up left out"
+        ),
+        sample=tokenizer.decode(runs[0][1][prompt_tokens:], skip_special_tokens=True),
+    )
+
+
+def _timed(model, tokenizer, inputs, new_tokens: int) -> tuple[float, torch.Tensor]:
+    _wait(model)
+    start = time.perf_counter()
+    output = _generate(model, tokenizer, inputs, new_tokens)
+    _wait(model)
+    return time.perf_counter() - start, output
+
+
+def _wait(model) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def _generate(model, tokenizer, inputs, new_tokens: int) -> torch.Tensor:
+    """[prompt + new_tokens] ids."""
+    return model.generate(
+        **inputs,
+        do_sample=False,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )[0]

@@ -1,0 +1,186 @@
+"""Load a base in 32, 16, 8 or 4 bits; attach, load and merge LoRA adapters.
+
+How it works: the real paths of transformers, PEFT and bitsandbytes, the same on a CPU and a GPU.
+Everything is read from local folders that `assets` has verified: no pickles, no remote code, no
+network. Weights of `full` are kept in fp32 whatever the dtype of the products, since AdamW's
+small updates vanish in 16-bit weights and AMP cannot unscale fp16 gradients of fp16 weights.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from qlora_lib.config import Lora, Quantization
+from qlora_lib.errors import QloraError, UsageError, nearest
+from qlora_lib.hardware import DType
+
+CHECKPOINTING = {"use_reentrant": False}  # the variant PyTorch recommends; needs no input gradients
+
+
+def load_tokenizer(path: Path):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as e:
+        raise QloraError(f"no tokenizer can be read from {path}: {e}") from None
+
+
+def weight_dtype(method: str, dtype: DType) -> torch.dtype:
+    """The dtype that unquantized weights are stored in."""
+    return torch.float32 if method == "full" else dtype.torch
+
+
+def load_base(path: Path, quantization: Quantization, dtype: torch.dtype, on: str):
+    """The model of a local folder, its linear layers quantized as asked; the head stays 16/32-bit.
+
+    Args:
+        path: a transformers folder with safetensors.
+        quantization: format `none`, `int8`, `nf4` or `fp4`; `double_quant` for the 4-bit ones.
+        dtype: of the weights that are not quantized, and of the products.
+        on: `cpu` or `cuda`.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    with quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map={"": on},
+                quantization_config=_bitsandbytes_config(quantization, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, RuntimeError) as e:
+            raise QloraError(f"the model in {path} cannot be loaded: {e}") from None
+    keep_weights_as_packed(model)
+    return model.eval()
+
+
+def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype):
+    from transformers import BitsAndBytesConfig
+
+    if quantization.format == "none":
+        return None
+    if quantization.format == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.format,
+        bnb_4bit_use_double_quant=quantization.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_weights_as_packed(model) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    There, an evaluation forward rewrites the packed weights for a fused product, and a later
+    backward reads them in the old order. Training evaluates between steps, so it must not happen.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+class quiet:
+    """Silence what the stack warns thousands of times (8-bit casts on a CPU) or tells about nothing."""
+
+    def __enter__(self):
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
+        warnings.filterwarnings("ignore", message=".*quantization_config.*")
+        self._logger = logging.getLogger("bitsandbytes")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exc):
+        self._logger.setLevel(self._level)
+        self._warnings.__exit__(*exc)
+
+
+# --- adapters ------------------------------------------------------------------------------------
+
+
+def linear_names(model) -> list[str]:
+    """Last names of the linear layers that can carry an adapter (the output head left out)."""
+    head = model.get_output_embeddings()
+    return list(
+        dict.fromkeys(
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        )
+    )
+
+
+def attach_lora(model, lora: Lora, seed: int):
+    """A PEFT model with fresh adapters: A random from `seed`, B zero, so that nothing changes yet."""
+    from peft import LoraConfig, get_peft_model
+
+    available = linear_names(model)
+    targets = lora.target_modules
+    for name in [] if targets == "all-linear" else targets:
+        if name not in available:
+            raise UsageError(f"lora.target_modules: the model has no linear layer '{name}'", nearest(name, available))
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=available if targets == "all-linear" else targets,
+        use_rslora=lora.use_rslora,
+    )
+    torch.manual_seed(seed)
+    return get_peft_model(model, config)
+
+
+def prepare_for_training(model, method: str, gradient_checkpointing: bool):
+    """Set up gradients: QLoRA as PEFT prepares it, checkpointing only when it is asked for."""
+    from peft import prepare_model_for_kbit_training
+
+    model.config.use_cache = False
+    if method == "qlora":  # freezes all, casts 16-bit leftovers to fp32
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=gradient_checkpointing, gradient_checkpointing_kwargs=CHECKPOINTING
+        )
+    elif gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=CHECKPOINTING)
+    return model
+
+
+def save_adapter(model, folder: Path) -> None:
+    """PEFT's own format, safetensors; the base's embeddings are never copied into it."""
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+
+
+def load_adapter(model, folder: Path, trainable: bool = False):
+    """`model` with the adapter of a local PEFT folder on it."""
+    from peft import PeftModel
+
+    folder = Path(folder)
+    for needed in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / needed).is_file():
+            has = ", ".join(sorted(p.name for p in folder.glob("*"))[:8]) if folder.is_dir() else "nothing"
+            raise UsageError(
+                f"{folder} is no adapter: {needed} is missing (it has: {has or 'nothing'})",
+                "Give the folder that qlora train or PEFT's save_pretrained wrote with safetensors",
+            )
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as e:
+        raise QloraError(f"the adapter in {folder} does not load on this base: {e}") from None
+
+
+def merge_adapter(model):
+    """The plain model with the adapter's product added to its weights (16/32-bit bases)."""
+    return model.merge_and_unload()

@@ -1,0 +1,160 @@
+"""Records and figures -> one JSON -> Typst -> PDF.
+
+How it works: every figure becomes a value with its source (values.py); tables, sentences and the
+appendix name values by key; all of it is written as report/<profile>/data.json. Template, data and
+pictures are laid into one folder of their own and compiled there, so that no path of this machine
+gets into the document. Fonts are those that Typst carries, the date is that of the newest record:
+the same input makes the same bytes. A warning of Typst is an error here.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typst
+
+from qlora_lib import published
+from qlora_lib.config import load_profile
+from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.paths import report_dir, write_atomic
+from qlora_lib.records import RunRecord
+from qlora_lib.report import quantities
+from qlora_lib.report.appendix import appendix
+from qlora_lib.report.captions import all_captions
+from qlora_lib.report.segments import parse
+from qlora_lib.report.sentences import all_sentences
+from qlora_lib.report.tables import all_tables, choice_rows
+from qlora_lib.report.values import Store
+from qlora_lib.report.verdicts import all_verdicts
+
+if TYPE_CHECKING:
+    from qlora_lib.figures import DrawnFigure
+
+TEMPLATE = "report.typ"
+SUBTITLE = "Repeated, corrected and measured"
+KEYWORDS = ("QLoRA", "LoRA", "fine-tuning", "quantization", "NF4", "LLaMA", "perplexity")
+AUTHOR = "The qlora_lib project"
+_NAMED_IN_TEMPLATE = re.compile(r'\bv\("([^"]+)"\)')
+
+
+def build_report(
+    profile: str,
+    records: Mapping[str, RunRecord],
+    figures: Sequence["DrawnFigure"],
+    out_pdf: Path,
+    title: str = published.TITLE,
+    subtitle: str = SUBTITLE,
+    source: str = "",
+    template: Path | None = None,
+    data_json: Path | None = None,
+) -> Path:
+    """Write the PDF of `records`, atomically, and the data it prints beside it; returns `out_pdf`.
+
+    `source` says where the records come from (the sentence of `records.records_of`); `template` is
+    the folder of the Typst files, by default the checkout's report/; `data_json` where the data goes,
+    by default report/<profile>/data.json. Raises QloraError on any warning or error of Typst.
+    """
+    template = Path(template or report_dir())
+    data = report_data(profile, records, figures, template, title, subtitle, source)
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(Path(data_json or report_dir() / profile / "data.json"), text)
+    stamp = max(datetime.fromisoformat(r.provenance.finished) for r in records.values())
+    with tempfile.TemporaryDirectory(prefix="qlora-report-") as folder:
+        lay_out(Path(folder), template, text, figures)
+        pdf = compile_pdf(Path(folder), int(stamp.timestamp()))
+    write_atomic(Path(out_pdf), pdf)
+    return Path(out_pdf)
+
+
+def report_data(
+    profile: str,
+    records: Mapping[str, RunRecord],
+    figures: Sequence["DrawnFigure"],
+    template: Path,
+    title: str = published.TITLE,
+    subtitle: str = SUBTITLE,
+    source: str = "",
+) -> dict[str, Any]:
+    """All that the template reads: values by key, and the text, tables and pictures that name them."""
+    if not records:
+        raise QloraError(f"no records to report for profile '{profile}'", f"Run: qlora run --profile {profile}")
+    store = Store(dict(records), _rates_searched(profile))
+    quantities.define(store)
+    slots = all_sentences(store) | all_verdicts(store)
+    finished = max(r.provenance.finished for r in records.values())
+    data = {
+        "document": {
+            "profile": profile,
+            "title": title,
+            "subtitle": subtitle,
+            "study": {"title": published.TITLE, "authors": list(published.AUTHORS)},
+            "author": AUTHOR,
+            "keywords": list(KEYWORDS),
+            "source": source,
+            "date": datetime.fromisoformat(finished).strftime("%Y-%m-%d").split("-"),
+        },
+        "say": {
+            name: [{"lead": lead, "pieces": parse(text, store)} for lead, text in paragraphs]
+            for name, paragraphs in slots.items()
+        },
+        "tables": all_tables(store),
+        "choices": choice_rows(store),
+        "captions": all_captions(store),
+        "figures": {f.name: {"path": f"/figures/{f.name}.svg", "alt": f.alt} for f in figures},
+        "appendix": appendix(store),
+    }
+    for file in sorted(template.rglob("*.typ")):
+        for key in _NAMED_IN_TEMPLATE.findall(file.read_text(encoding="utf-8")):
+            store.use(key)
+    used = sorted(store.used)
+    data["values"] = {key: store.get(key).as_json() for key in used}
+    return data
+
+
+def _rates_searched(profile: str) -> bool:
+    try:
+        return load_profile(profile).search is not None
+    except UsageError:  # records of a profile that this checkout does not have
+        return False
+
+
+def lay_out(folder: Path, template: Path, data: str, figures: Sequence["DrawnFigure"]) -> None:
+    """Put template, data and pictures into one folder, the only one that Typst may read."""
+    if not (template / TEMPLATE).is_file():
+        raise QloraError(f"no report template at {template / TEMPLATE}", "Run from the checkout")
+    for file in [*template.glob("*.typ"), *template.glob("*.bib"), *template.glob("chapters/*.typ")]:
+        place = folder / file.relative_to(template)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    (folder / "data.json").write_text(data, encoding="utf-8")
+    (folder / "figures").mkdir()
+    for figure in figures:
+        shutil.copyfile(figure.path_svg, folder / "figures" / f"{figure.name}.svg")
+
+
+def compile_pdf(folder: Path, timestamp: int, audit: bool = False) -> bytes:
+    """Compile the laid-out folder. `audit` prints a mark in place of every value (see lib.typ)."""
+    main = folder / TEMPLATE
+    try:
+        pdf, warnings = typst.compile_with_warnings(
+            main, root=folder, ignore_system_fonts=True, timestamp=timestamp, format="pdf",
+            pdf_standards="ua-1", sys_inputs={"audit": "yes" if audit else "no"},
+        )  # fmt: skip
+    except typst.TypstError as e:
+        raise QloraError(f"the report does not compile: {_diagnostic(e)}") from None
+    if warnings:
+        raise QloraError(
+            f"the report compiles with {len(warnings)} warning(s), the first: {_diagnostic(warnings[0])}",
+            "A warning means that something is not printed as written: mend the template",
+        )
+    return pdf
+
+
+def _diagnostic(found) -> str:
+    where = re.search(r"┌─ (\S+)", found.diagnostic)
+    return found.message + (f" ({where[1]})" if where else "")

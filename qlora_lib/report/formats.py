@@ -1,0 +1,121 @@
+"""How a number becomes text: one named function for each way a figure is printed.
+
+How it works: values keep the name of their format, so that a reader of the report's data can take a
+record, find the field and print it again. Text is made here and not in Typst, which prints 4.50 as
+4.5. The minus sign is U+2212, a figure and its unit hold together with U+00A0. None is "not measured".
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+NOT_MEASURED = "not measured"
+NBSP = "\u00a0"
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+_SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\u2212")
+
+
+def _fixed(digits: int) -> Callable[[float], str]:
+    return lambda x: _minus(f"{x:,.{digits}f}")
+
+
+def significant(x: float, digits: int = 3) -> str:
+    """`digits` significant digits, as a power of ten where a plain decimal would be mostly zeros."""
+    if x == 0:
+        return "0"
+    mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
+    power = int(exponent)
+    if -4 <= power < digits + 3:
+        return _minus(f"{float(f'{x:.{digits - 1}e}'):,.{max(0, digits - 1 - power)}f}")
+    return _minus(mantissa) + f" × 10{str(power).translate(_SUPERSCRIPT)}".replace(" ", NBSP)
+
+
+def scientific(x: float) -> str:
+    """2e-05 as 2 × 10⁻⁵: the shortest mantissa that says the same number."""
+    mantissa, exponent = f"{x:.12e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace(" ", NBSP)
+
+
+def _signed(digits: int, scale: float = 1.0, unit: str = "") -> Callable[[float], str]:
+    def text(x: float) -> str:
+        shown = f"{x * scale:+,.{digits}f}"
+        return _minus(shown.lstrip("+-") if float(shown.replace(",", "")) == 0 else shown) + unit
+
+    return text
+
+
+def _interval(one: Callable[[float], str]) -> Callable[[tuple[float, float]], str]:
+    return lambda pair: f"[{one(pair[0])},{NBSP}{one(pair[1])}]"
+
+
+def _plain(x: Any) -> str:
+    """A setting as its profile writes it."""
+    if x is None:
+        return "none"
+    if isinstance(x, bool):
+        return "on" if x else "off"
+    if isinstance(x, list | tuple):
+        return ", ".join(_plain(i) for i in x) or "none"
+    if isinstance(x, float) and x and not 1e-3 <= abs(x) < 1e6:
+        return scientific(x)
+    if isinstance(x, float):
+        return _minus(f"{x:g}")
+    if isinstance(x, int):
+        return f"{x:,}" if x >= 10_000 else _minus(str(x))
+    return str(x)
+
+
+def _bytes_with_unit(x: float) -> str:
+    """MiB, or KiB for the tiny models of tests."""
+    if x < MIB:
+        return f"{_fixed(1)(x / KIB)}{NBSP}KiB"
+    return f"{_fixed(1)(x / MIB)}{NBSP}MiB"
+
+
+def _date(text: str) -> str:
+    day = datetime.fromisoformat(text)
+    return f"{day.day} {day:%B %Y}"
+
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "text": str,
+    "plain": _plain,
+    "list": "; ".join,
+    "count": _fixed(0),
+    "decimal1": _fixed(1),
+    "decimal2": _fixed(2),
+    "decimal3": _fixed(3),
+    "significant": significant,
+    "scientific": scientific,
+    "percent0": lambda x: f"{_minus(f'{100 * x:.0f}')}%",
+    "percent": lambda x: f"{_minus(f'{100 * x:.1f}')}%",
+    "percent2": lambda x: f"{_minus(f'{100 * x:.2f}')}%",
+    "percent_signed": _signed(1, 100, "%"),
+    "percent0_interval": _interval(lambda x: f"{_minus(f'{100 * x:.0f}')}%"),
+    "percent_interval": _interval(_signed(1, 100, "%")),
+    "times": lambda x: f"{x:.2f}×",
+    "mib": lambda x: _fixed(1 if x >= 10 * MIB else 2)(x / MIB),
+    "mib_unit": _bytes_with_unit,
+    "gib_unit": lambda x: f"{_fixed(1)(x / GIB)}{NBSP}GiB",
+    "tflop": lambda x: significant(x / 1e12),
+    "gflop_unit": lambda x: f"{significant(x / 1e9)}{NBSP}GFLOP",
+    "gflops_unit": lambda x: f"{significant(x / 1e9)}{NBSP}GFLOP/s",
+    "seconds": lambda x: significant(x) if x < 100 else _fixed(1)(x),
+    "seconds_unit": lambda x: f"{significant(x, 3)}{NBSP}s",
+    "minutes_unit": lambda x: f"{_fixed(1)(x / 60)}{NBSP}min",
+    "rate": significant,
+    "date": _date,
+    "short": lambda text: text[:12],  # of a hash
+}
+
+
+def show(value: Any, name: str) -> str:
+    """`value` in the named format; None is "not measured", or "none" for a setting left empty."""
+    if value is None and name != "plain":
+        return NOT_MEASURED
+    return FORMATS[name](value)

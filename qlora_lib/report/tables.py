@@ -1,0 +1,313 @@
+"""The report's tables, as rows of value keys: published figures and measured ones in columns of their own.
+
+How it works: a table is a list of columns under group heads ("published", "measured here") and rows
+of a label and one cell a column. A cell is a value key, "=words", or "" for what does not apply. Labels and captions are templates (see segments.py), so none of them can hold a typed figure.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_lib.report import verdicts
+from qlora_lib.report.segments import parse
+from qlora_lib.report.values import Store
+
+METHODS = ("full", "lora", "qlora")
+NAMES = {"full": "Full", "lora": "LoRA", "qlora": "QLoRA"}
+PUBLISHED = "Published: TinyLlama-1.1B, WikiText-2, T4 GPU."
+HERE = "Measured here: {any.model.name}, {any.data.name}, {hardware}."
+
+
+@dataclass
+class Table:
+    name: str  # label in Typst: table-<name>
+    caption: str
+    columns: list[tuple[str, str]]  # (group, title); the group "" has no head
+    rows: list[tuple[str, ...]] = field(default_factory=list)  # (label, cell, ...); (head,) alone
+    note: str = ""
+    label: str = "Metric"
+    label_width: float = 4.6  # cm
+    widths: tuple[float, ...] = ()  # of the columns, as parts of what the label leaves; equal if none
+
+    def as_json(self, store: Store) -> dict[str, Any]:
+        return {
+            "caption": parse(self.caption, store),
+            "note": parse(self.note, store),
+            "label": self.label,
+            "label_width": self.label_width,
+            "widths": list(self.widths or [1] * len(self.columns)),
+            "columns": [
+                {"group": group, "title": parse(title, store), "published": group == "Published"}
+                for group, title in self.columns
+            ],
+            "rows": [self._row(row, store) for row in self.rows],
+        }
+
+    def _row(self, row, store: Store) -> dict[str, Any]:
+        label, *cells = row
+        return {
+            "label": parse(label, store),
+            "head": not cells,
+            "cells": [parse(c[1:] if c[:1] == "=" else f"{{{c}}}", store) if c else [] for c in cells],
+        }  # fmt: skip
+
+
+def beside(name: str, title: str, rows, note: str = "") -> Table:
+    """A table in the common grid: the study's two columns, then our three methods."""
+    columns = [("Published", "Standard"), ("Published", "QLoRA")]
+    columns += [("Measured here", NAMES[m]) for m in METHODS]
+    return Table(name, f"{title} {PUBLISHED} {HERE}", columns, rows, note)
+
+
+def row(label: str, cell: str | None, field_path: str, form: str = "", arms=METHODS) -> tuple:
+    """A row of the common grid: `cell` is "table.row" of the study, `field_path` a record's."""
+    printed = [f"published.{cell}.{c}" for c in ("standard", "qlora")] if cell else ["", ""]
+    suffix = f"@{form}" if form else ""
+    return (label, *printed, *(f"{m}.{field_path}{suffix}" if m in arms else "" for m in METHODS))
+
+
+def against_full(label: str, cell: str | None, name: str) -> tuple:
+    """A row of changes against full fine-tuning; full is the baseline."""
+    printed = [f"published.{cell}.{c}" for c in ("standard", "qlora")] if cell else ["", ""]
+    return (label, *printed, "=baseline", f"{name}.lora.full", f"{name}.qlora.full")
+
+
+def all_tables(store: Store) -> dict[str, Any]:
+    tables = [_glance(), *_setup(), *_results(), _complete(), *_quality(store)]
+    return {t.name: t.as_json(store) for t in tables}
+
+
+def _glance() -> Table:
+    """What the run measured, for the title page."""
+    return Table("glance", "", [("Measured here", NAMES[m]) for m in METHODS], [
+        _of_methods("Model, adapter included (MiB)", "size_bytes.total"),
+        _of_methods("Trainable parameters", "parameters.trainable"),
+        _of_methods("Peak memory of training (MiB)", "train.peak_memory_bytes"),
+        _of_methods("Time per training step (s)", "train.seconds_per_step"),
+        _of_methods("Perplexity before training", "perplexity.before"),
+        _of_methods("Perplexity after training", "perplexity.after"),
+        _of_methods("Generation (tokens per second)", "generation.tokens_per_second"),
+    ], label_width=5.4)  # fmt: skip
+
+
+def _of_methods(label: str, path: str) -> tuple[str, ...]:
+    return (label, *(f"{m}.{path}" for m in METHODS))
+
+
+def _setup() -> list[Table]:
+    data = [
+        ("Training samples", "training samples", "splits.train.documents"),
+        ("Validation samples", "validation samples", "splits.validation.documents"),
+        ("Test samples", "test samples", "splits.test.documents"),
+        ("Training tokens", "", "train_tokens"),
+        ("Test tokens", "", "eval_tokens"),
+        ("Sequence length in training (tokens)", "max sequence length", "window_length"),
+        ("Vocabulary", "vocabulary size", "vocabulary_size"),
+    ]
+    architecture = [
+        ("Parameters", "total parameters", "total", "any.model.parameters_total"),
+        ("Hidden size", "hidden dimension", "hidden", "hidden-size"),
+        ("Layers", "layers", "layers", "layers"),
+        ("Attention heads", "attention heads", "heads", "heads"),
+        ("Key and value heads", "", "kv_heads", "kv-heads"),
+        ("Intermediate size", "intermediate dimension", "intermediate", "intermediate-size"),
+        ("Vocabulary", "", "vocabulary", "vocabulary"),
+    ]
+    quantization = [
+        ("Quantization type", "quantization type", "settings.quantization.format"),
+        ("Double quantization", "double quantization", "settings.quantization.double_quant"),
+        ("Compute dtype", "compute dtype", "provenance.dtype"),
+        ("LoRA rank", "lora rank", "settings.lora.rank"),
+        ("LoRA alpha", "lora alpha", "settings.lora.alpha"),
+        ("LoRA dropout", "lora dropout", "settings.lora.dropout"),
+        ("Target modules", "target modules", "settings.lora.target_modules"),
+    ]
+    return [
+        Table(
+            "data", f"The data set. Published: WikiText-2. Measured here: {{any.data.name}}.",
+            [("Published", "WikiText-2"), ("Measured here", "{any.data.name}")],
+            [(label, f"published.1.{p}" if p else "", f"any.data.{path}") for label, p, path in data],
+            "A published sample is a row of the raw file, headings and blank lines included; a sample "
+            "here is a document. Nothing is trained on a document of another split.",
+            label_width=6.5,
+        ),
+        Table(
+            "architecture", "Architecture of the model. Published: TinyLlama-1.1B-Chat-v1.0, as the "
+            "study prints it and as the model's own configuration has it. Measured here: "
+            "{any.model.name}.",
+            [("Published", "The study"), ("Published", "Configuration"), ("Measured here", "{any.model.name}")],
+            [
+                (label, f"published.2.{p}" if p else "", f"reference.tinyllama.{r}", path)
+                for label, p, r, path in architecture
+            ],
+            label="Parameter", label_width=5.0,
+        ),
+        beside("hyperparameters", "Training settings.", [
+            row("Epochs", "3.epochs", "settings.train.epochs"),
+            row("Training batch size", "3.training batch size", "settings.train.batch_size"),
+            row("Evaluation batch size", "3.evaluation batch size", "settings.train.eval_batch_size"),
+            row("Gradient accumulation steps", "3.gradient accumulation steps",
+                "settings.train.gradient_accumulation_steps"),
+            row("Maximum steps", "3.maximum steps", "settings.train.max_steps"),
+            ("Tokens per step", "printed.step-tokens", "printed.step-tokens.qlora",
+             *(f"{m}.train.tokens_per_step" for m in METHODS)),
+            row("Learning rate", "3.learning rate", "settings.train.learning_rate", "scientific"),
+            row("Optimizer asked for", "3.optimizer", "train.optimizer.requested"),
+            row("Optimizer that ran", None, "train.optimizer.ran"),
+            row("Precision", "3.precision", "provenance.dtype"),
+            row("Warm-up steps", "3.warmup steps", "settings.train.warmup_steps"),
+            row("Gradient checkpointing", None, "settings.train.gradient_checkpointing"),
+        ], "Epochs read “none” where the steps alone end the training."),
+        Table(
+            "qlora-settings", f"Settings of QLoRA. {PUBLISHED} {HERE}",
+            [("Published", "The study"), ("Measured here", "QLoRA")],
+            [(label, f"published.4.{p}", f"qlora.{path}") for label, p, path in quantization],
+            label="Parameter",
+        ),
+    ]  # fmt: skip
+
+
+def _results() -> list[Table]:
+    return [
+        beside("size", "Bytes of the model, in MiB.", [
+            row("Base weights", "5.base", "size_bytes.base"),
+            row("  of which quantized codes", None, "size_bytes.quantized_weights"),
+            row("  of which quantization state", None, "size_bytes.quantization_state"),
+            row("  of which not quantized", None, "size_bytes.unquantized"),
+            row("LoRA adapter", "5.adapters", "size_bytes.adapter"),
+            row("Total, resident", "5.total", "size_bytes.total"),
+            row("On disk", None, "size_bytes.on_disk"),
+        ], "The study prints MB; its figures are MiB, and products of a parameter count and a width, "
+           "not measurements. Ours are counted from the tensors in memory."),
+        beside("parameters", "Trainable parameters.", [
+            row("Trainable parameters", "6.trainable parameters", "parameters.trainable"),
+            ("Share of the base", "published.6.percentage.standard", "published.6.percentage.qlora",
+             *(f"{m}.trainable-share" for m in METHODS)),
+        ]),
+        beside("flops", "Floating-point operations of one training step, in TFLOP.", [
+            row("FLOPs per step", "7.flops per step", "flops_per_step"),
+            row("With recomputation", None, "hardware_flops_per_step"),
+            against_full("Change against full", None, "flops-change"),
+        ], "FLOPs are counted from the architecture by the protocol of {@sec-flops}, as in any study; "
+           "time and rates are measured."),
+        beside("mfu", "Model FLOPs utilization.", [
+            row("MFU", "8.mfu", "mfu"),
+            row("HFU (recomputation counted)", None, "hfu"),
+            ("Achieved (TFLOP/s)", *(f"published.8.achieved flops.{c}" for c in ("standard", "qlora")),
+             *(f"{m}.achieved" for m in METHODS)),
+            row("Peak divided by", None, "peak.flops_per_second"),
+        ], "The peak here: {any-peak}."),
+        beside("training", "Time and memory of training.", [
+            row("Training time (s)", "9.total training time", "train.seconds"),
+            row("Time per step (s)", "9.time per step", "train.seconds_per_step"),
+            against_full("Time per step against full", None, "step-time-change"),
+            row("Relative performance", "9.relative performance", "", arms=()),
+            row("Tokens per second", None, "train.tokens_per_second"),
+            row("Peak memory of the process (MiB)", None, "train.peak_memory_bytes"),
+            row("Peak of the tensors (MiB)", None, "train.peak_tensor_bytes"),
+            row("Optimizer state (MiB)", None, "train.optimizer.state_bytes"),
+        ], "Time per step is the median, the first step left out. Peak memory is the {any-meter}."),
+        beside("perplexity", "Perplexity on the test split.", [
+            row("Before training", None, "perplexity.before"),
+            row("After training", "10.perplexity", "perplexity.after"),
+            against_full("Change against full", "10.change", "perplexity-change"),
+            ("{confidence} interval of the change", "", "", "", "perplexity-interval.lora.full",
+             "perplexity-interval.qlora.full"),
+        ], "Protocol here: {any-protocol}. Of QLoRA, “before” is the quantized base. The interval is "
+           "a paired one over {any-windows} evaluation windows."),
+        beside("inference", "Greedy generation of {any-new-tokens} tokens.", [
+            row("Latency (s)", "11.inference time", "generation.latency_seconds"),
+            row("Tokens per second", "11.tokens per second", "generation.tokens_per_second"),
+            row("First token (s)", None, "generation.first_token_seconds"),
+            against_full("Speed against full", None, "decode-change"),
+        ], "Protocol here: {any-generation}."),
+    ]  # fmt: skip
+
+
+def _complete() -> Table:
+    """Table 12: QLoRA against full fine-tuning; the last column of each side is the change."""
+    rows = [("Memory and parameters",)]
+    columns = [("Published", c) for c in ("Standard", "QLoRA", "Change")]
+    columns += [("Measured here", c) for c in ("Full", "QLoRA", "Change")]
+
+    def line(label, printed, path, name):
+        cells = [f"published.12.{printed}.{c}" for c in ("standard", "qlora", "improvement")]
+        here = [f"full.{path}", f"qlora.{path}", f"{name}.qlora.full" if name else ""]
+        rows.append((label, *cells, *here))
+
+    line("Parameters", "total parameters", "parameters.total", "")
+    line("Trainable parameters", "trainable parameters", "parameters.trainable", "trainable-change")
+    line("Model size (MiB)", "model size", "size_bytes.total", "size-change")
+    cells = [f"published.12.compression ratio.{c}" for c in ("standard", "qlora", "improvement")]
+    rows.append(("Compression ratio", *cells, "", "size-gain.qlora.full", ""))
+    rows.append(("Computation",))
+    line("FLOPs per step (TFLOP)", "flops per step", "flops_per_step", "flops-change")
+    line("MFU", "mfu", "mfu", "mfu-change")
+    line("Training time (s)", "training time", "train.seconds", "step-time-change")
+    rows.append(("Inference and quality",))
+    line("Inference time (s)", "inference time", "generation.latency_seconds", "latency-change")
+    line("Tokens per second", "tokens per second", "generation.tokens_per_second", "decode-change")
+    line("Perplexity", "perplexity", "perplexity.after", "perplexity-change")
+    return Table(
+        "complete", f"Every metric of the study. {PUBLISHED} {HERE}", columns, rows,
+        "Changes here are QLoRA’s figure against full fine-tuning’s, so a plus sign means more of what "
+        "the row names; the change of training time is that of the median step. The study’s signs "
+        "follow no one rule and are printed as they stand.",
+        label_width=3.5,
+    )  # fmt: skip
+
+
+def _quality(store: Store) -> list[Table]:
+    alone = [
+        ("Unquantized", "base", ""),
+        ("8-bit", "base-int8", ""),
+        ("NF4", "base-nf4", ""),
+        ("NF4, double quantization", "base-nf4dq", "reference.dettmers2023qlora.nf4dq"),
+        ("FP4", "base-fp4", "reference.dettmers2023qlora.fp4"),
+    ]
+    after = [
+        ("Base, untrained", "base"),
+        ("Base in NF4, untrained", "base-nf4dq"),
+        ("Full fine-tuning", "full"),
+        ("LoRA", "lora"),
+        ("QLoRA", "qlora"),
+        ("Full, then NF4", "full-nf4dq"),
+        ("LoRA merged, then NF4", "lora-nf4dq"),
+    ]
+    return [
+        Table(
+            "quantization", "What quantization alone costs, before any training. Published: mean over "
+            "models of other sizes and other text (Dettmers and others). " + HERE,
+            [("Published", "Perplexity"), ("Measured here", "Resident (MiB)"),
+             ("Measured here", "Perplexity"), ("Measured here", "Change"), ("Measured here", "{confidence} interval")],
+            [
+                (label, printed, f"{arm}.size_bytes.total", f"{arm}.perplexity.before",
+                 *((f"perplexity-change.{arm}.base", f"perplexity-interval.{arm}.base")
+                   if arm != "base" else ("=baseline", "")))
+                for label, arm, printed in alone
+            ],
+            "Change and interval are against the unquantized base, paired by window.",
+            label="Format", label_width=4.0, widths=(1, 1, 1, 1, 1.35),
+        ),
+        Table(
+            "deployed", f"Train on a 4-bit base, or train first and quantize after. {HERE}",
+            [("Measured here", t) for t in
+             ("Resident (MiB)", "On disk (MiB)", "Perplexity", "QLoRA against it", "{confidence} interval")],
+            [
+                (label, f"{arm}.size_bytes.total", f"{arm}.size_bytes.on_disk", store.deployed(arm),
+                 *((f"perplexity-change.qlora.{arm}", f"perplexity-interval.qlora.{arm}")
+                   if arm != "qlora" else ("", "")))
+                for label, arm in after
+            ],
+            "A minus sign says that QLoRA’s perplexity is the lower one. Intervals are paired by window.",
+            label="What is deployed", label_width=4.0, widths=(1, 1, 1, 1.05, 1.35),
+        ),
+    ]  # fmt: skip
+
+
+
+def choice_rows(store: Store) -> list[list[Any]]:
+    """The rows of the choice table: what matters most, what to use, and what the records say."""
+    return [
+        [parse(aim, store), *(parse(cell.removeprefix("="), store) for cell in (use, why))]
+        for aim, use, why in verdicts.choices(store)
+    ]

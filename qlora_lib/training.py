@@ -1,0 +1,267 @@
+"""One loop for full fine-tuning, LoRA and QLoRA, on transformers' Trainer; it emits data only.
+
+How it works: Trainer runs the steps; a callback times each one (evaluation, logging and saving
+left out), follows the allocator through one of them, and stops at a loss that is not finite.
+Every arm gets the same windows in the same order, and each window scores the same tokens.
+Checkpoints are resumed only when the marker that is written last is there.
+"""
+
+import math
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from qlora_lib.config import Settings
+from qlora_lib.data import LanguageData, training_order
+from qlora_lib.errors import QloraError
+from qlora_lib.hardware import DType
+from qlora_lib.metrics.memory import (
+    StepMeter,
+    gradient_bytes,
+    optimizer_bytes,
+    peak_memory,
+    reset_peak,
+    training_resident_bytes,
+)
+from qlora_lib.records import Optimizer, Train
+
+METERED_STEP = 2  # the second step: optimizer states exist, nothing is new any more
+COMPLETE = "complete"  # written last into a checkpoint
+
+# Paged optimizers move states between GPU and host memory; without CUDA there is nowhere to page to.
+UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
+
+
+class Windows(torch.utils.data.Dataset):
+    """Windows in training order; the first token is no label, so that every label is scored."""
+
+    def __init__(self, windows: np.ndarray, order: np.ndarray) -> None:
+        self.windows, self.order = windows, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids = torch.from_numpy(self.windows[self.order[index]].astype(np.int64))
+        labels = ids.clone()
+        labels[0] = -100  # Trainer divides by the number of labels, the model scores all but the first
+        return {"input_ids": ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    train: Train
+    stopped: str | None  # why it ended early
+
+
+def choose_optimizer(wanted: str, on: str) -> tuple[str, str]:
+    """(the optimizer that runs here, why)."""
+    if on == "cpu" and wanted in UNPAGED:
+        return UNPAGED[wanted], f"{wanted} pages between GPU and host memory; on a CPU its unpaged twin runs"
+    return wanted, "as asked for"
+
+
+def planned_steps(settings: Settings, windows: int) -> int:
+    """Optimizer steps: max_steps, or fewer when the epochs end first."""
+    t = settings.train
+    per_step = t.batch_size * t.gradient_accumulation_steps
+    steps = t.max_steps if t.epochs is None else min(t.max_steps, int(t.epochs * windows) // per_step)
+    if steps < 1:
+        raise QloraError(
+            f"{t.epochs} epochs of {windows} windows hold no step of {per_step} windows",
+            "Give more text, or set train.batch_size or train.gradient_accumulation_steps lower",
+        )
+    return steps
+
+
+def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, out: Path) -> Outcome:
+    """Train `model` in place and return what was measured."""
+    t = settings.train
+    train_windows, eval_windows = data.windows("train"), data.windows("validation")[: t.eval_windows]
+    per_step = t.batch_size * t.gradient_accumulation_steps
+    steps = planned_steps(settings, len(train_windows))
+    order = training_order(len(train_windows), steps * per_step, settings.seed)
+    optimizer, why = choose_optimizer(t.optimizer, on)
+    meter = _Meter(on, settings.runtime.meter_tensors and steps >= METERED_STEP)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, optimizer, dtype, on, steps, out),
+        train_dataset=Windows(train_windows, order),
+        eval_dataset=Windows(eval_windows, np.arange(len(eval_windows))),
+        callbacks=[meter, _Progress(steps), _MarkComplete()],
+    )
+    for callback in (ProgressCallback, PrinterCallback):  # they print to standard output
+        trainer.remove_callback(callback)
+    meter.optimizer = lambda: trainer.optimizer
+    checkpoint = newest_checkpoint(out)
+    reset_peak(on)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    peak, which = peak_memory(on)
+
+    logs = trainer.state.log_history
+    timed = meter.timed()
+    seconds_per_step = statistics.median(timed)
+    tokens_per_step = per_step * data.window_length
+    column = lambda key: [float(entry[key]) for entry in logs if key in entry]  # noqa: E731
+    stopped = meter.stopped
+    losses = [x for x in column("loss") if math.isfinite(x)]
+    result = Train(
+        steps=len(losses),
+        tokens=len(losses) * tokens_per_step,
+        tokens_per_step=tokens_per_step,
+        seconds=sum(meter.seconds),
+        seconds_per_step=seconds_per_step,
+        seconds_per_step_quartiles=_quartiles(timed),
+        tokens_per_second=tokens_per_step / seconds_per_step,
+        timed_steps=len(timed),
+        peak_memory_bytes=peak,
+        peak_memory_meter=which,
+        peak_tensor_bytes=meter.peak_tensor_bytes,
+        loss=losses,
+        eval_loss=[x for x in column("eval_loss") if math.isfinite(x)],
+        eval_steps=[entry["step"] for entry in logs if math.isfinite(entry.get("eval_loss", math.nan))],
+        learning_rate=column("learning_rate")[: len(losses)],
+        grad_norm=[x for x in column("grad_norm") if math.isfinite(x)][: len(losses)],
+        optimizer=Optimizer(requested=t.optimizer, ran=optimizer, why=why, state_bytes=optimizer_bytes(trainer.optimizer.optimizer)),
+        gradient_bytes=meter.gradient_bytes,
+        resumed_from_step=int(checkpoint.name.split("-")[1]) if checkpoint else None,
+    )
+    return Outcome(result, stopped)
+
+
+def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps: int, out: Path):
+    t = settings.train
+    return TrainingArguments(
+        output_dir=str(Path(out) / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=t.batch_size,
+        per_device_eval_batch_size=t.eval_batch_size,
+        gradient_accumulation_steps=t.gradient_accumulation_steps,
+        learning_rate=t.learning_rate,
+        warmup_steps=t.warmup_steps,
+        lr_scheduler_type=t.schedule,
+        weight_decay=t.weight_decay,
+        max_grad_norm=t.max_grad_norm,
+        optim=optimizer,
+        fp16=dtype.name == "fp16",
+        bf16=dtype.name == "bf16",
+        use_cpu=on == "cpu",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        train_sampling_strategy="sequential",  # `training_order` has shuffled already
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=min(t.eval_every, steps),
+        eval_on_start=True,
+        prediction_loss_only=True,
+        save_strategy="steps" if t.save_every else "no",
+        save_steps=t.save_every or steps,
+        save_total_limit=2,
+        report_to="none",
+        dataloader_pin_memory=on == "cuda",
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+
+
+class _Meter(TrainerCallback):
+    """Times every step, follows the allocator through one, and stops at a loss that is not finite."""
+
+    def __init__(self, on: str, meter_tensors: bool) -> None:
+        self.on = on
+        self.step_meter = StepMeter() if meter_tensors and on == "cpu" else None
+        self.seconds: list[float] = []
+        self.metered: int | None = None
+        self.peak_tensor_bytes: int | None = None
+        self.gradient_bytes: int | None = None
+        self.stopped: str | None = None
+        self.optimizer = None  # set once there is one
+
+    def on_step_begin(self, args, state, control, model=None, **_):
+        if self.step_meter and len(self.seconds) == METERED_STEP - 1:
+            self._resident = training_resident_bytes(model, self.optimizer().optimizer)
+            self.step_meter.start()
+        self._start = self._now()
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        if self.gradient_bytes is None:
+            self.gradient_bytes = gradient_bytes(model)
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds.append(self._now() - self._start)
+        if self.step_meter and len(self.seconds) == METERED_STEP:
+            self.peak_tensor_bytes = self._resident + self.step_meter.stop()
+            self.metered = len(self.seconds) - 1
+
+    def on_log(self, args, state, control, logs=None, **_):
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite((logs or {}).get(name, 0.0)):
+                self.stopped = f"{name} was not a finite number at step {state.global_step}"
+                control.should_training_stop = True
+
+    def _now(self) -> float:
+        if self.on == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def timed(self) -> list[float]:
+        """Seconds of the steps that ran undisturbed: not the first, not the metered one."""
+        steps = [s for i, s in enumerate(self.seconds) if i not in (0, self.metered)]
+        return steps or self.seconds
+
+
+class _MarkComplete(TrainerCallback):
+    def on_save(self, args, state, control, **_):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            (folder / COMPLETE).write_text(f"{state.global_step}\n")
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint under `out` whose marker says that it was written to its end."""
+    marked = [p.parent for p in (Path(out) / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")]
+    return max(marked, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+class _Progress(TrainerCallback):
+    """A bar on a terminal, a line every tenth of the way elsewhere; always on standard error."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.bar, self.loss = steps, None, None
+
+    def on_train_begin(self, args, state, control, **_):
+        if sys.stderr.isatty():
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=self.steps, initial=state.global_step, desc="training", unit="step")
+
+    def on_log(self, args, state, control, logs=None, **_):
+        logs = logs or {}
+        self.loss = logs.get("loss", self.loss)
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{self.loss:.3f}" if self.loss is not None else "")
+        elif "loss" in logs and (state.global_step % max(1, self.steps // 8) == 0 or state.global_step == self.steps):
+            print(f"  step {state.global_step}/{self.steps}, loss {logs['loss']:.3f}", file=sys.stderr, flush=True)
+
+    def on_step_end(self, args, state, control, **_):
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_train_end(self, args, state, control, **_):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _quartiles(values: list[float]) -> tuple[float, float] | None:
+    if len(values) < 4:
+        return None
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
