@@ -20,8 +20,7 @@ from qlora_lib.config import ArmEntry, Settings
 from qlora_lib.errors import QloraError
 from qlora_lib.hardware import quiet_logs
 from qlora_lib.records import (
-    DataInfo,
-    Generation,
+    RECORD_NAME,
     ModelInfo,
     Parameters,
     Peak,
@@ -30,9 +29,11 @@ from qlora_lib.records import (
     RunRecord,
     SizeBytes,
     Train,
+    read_record,
 )
 
 MODEL_DIR, ADAPTER_DIR = "model", "adapter"
+MERGED = ".merged-"  # scratch folder of an arm that merges an adapter
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Job:
     out: Path
     key: str
     derived_from: Path | None  # results folder of the arm whose weights this one starts from
+    before_from: Path | None = None  # results folder of the arm that scored this very base already
 
     def to_json(self) -> str:
         return json.dumps(
@@ -55,6 +57,7 @@ class Job:
                 "out": str(self.out),
                 "key": self.key,
                 "derived_from": str(self.derived_from) if self.derived_from else None,
+                "before_from": str(self.before_from) if self.before_from else None,
             }
         )
 
@@ -68,6 +71,7 @@ class Job:
             out=Path(values["out"]),
             key=values["key"],
             derived_from=Path(values["derived_from"]) if values["derived_from"] else None,
+            before_from=Path(values["before_from"]) if values.get("before_from") else None,
         )
 
 
@@ -121,12 +125,16 @@ def run(job: Job) -> RunRecord:
         footprint = model.get_memory_footprint()
 
     ppl = generation = outcome = None
+    peak_before = 0
     flops = None
     if s.evaluation.perplexity:
         with stages("perplexity"):
-            say("perplexity of the base")
-            before = _perplexity(model, test_tokens, s)
-            ppl = _perplexity_record(before, None, s)
+            ppl = _scored_before(job, dtype)
+            if ppl is None:
+                say("perplexity of the base")
+                ppl = _perplexity_record(_perplexity(model, test_tokens, s), s)
+            else:
+                notes.append(f"perplexity before training: measured by arm '{job.before_from.name}', same base and windows")
     if method != "base":
         from qlora_lib.training import train
 
@@ -134,6 +142,7 @@ def run(job: Job) -> RunRecord:
             model = models.prepare_for_training(model, method, s.train.gradient_checkpointing)
             if method in ("lora", "qlora"):
                 model = models.attach_lora(model, s.lora, s.seed)
+        peak_before = peak_resident_bytes()  # training resets the meter
         say(f"training ({method}, {dtype.name}: {dtype.reason})")
         with stages("train"):
             outcome = train(model, data, s, dtype, on, job.out)
@@ -142,7 +151,8 @@ def run(job: Job) -> RunRecord:
         elif s.evaluation.perplexity:
             with stages("perplexity"):
                 say("perplexity after training")
-                ppl = _perplexity_record(before, _perplexity(model, test_tokens, s), s)
+                after = _perplexity(model, test_tokens, s)
+                ppl.after, ppl.window_nll_after = after["perplexity"], after["window_nll"]
         with stages("flops"):
             flops = _flops(model.config, s, method)
     if s.evaluation.new_tokens and not (outcome and outcome.stopped):
@@ -189,7 +199,7 @@ def run(job: Job) -> RunRecord:
         provenance=Provenance(
             cache_key=job.key,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            device=hardware.device_name(on),
+            device=on if on == "cpu" else hardware.device_name(on),
             cpu=hardware.cpu_name(),
             threads=torch.get_num_threads(),
             memory_bytes=hardware.total_memory(),
@@ -200,13 +210,14 @@ def run(job: Job) -> RunRecord:
             git_commit=hardware.git_commit(),
             wall_seconds=time.perf_counter() - begun,
             stage_seconds=stages.seconds,
-            peak_resident_bytes=max(peak_resident_bytes(), outcome.train.peak_memory_bytes if outcome and on == "cpu" else 0),
+            peak_resident_bytes=max(peak_resident_bytes(), peak_before),
             environment={k: os.environ[k] for k in (*hardware.KEEP_FREED_MEMORY, "OMP_NUM_THREADS") if k in os.environ},
             notes=notes,
         ),
         files=files,
     )
     record.write(job.out)
+    shutil.rmtree(job.out / "checkpoints", ignore_errors=True)  # not before: until here they can be resumed
     return record
 
 
@@ -225,7 +236,7 @@ def _load(job: Job, base: Path, dtype, on: str):
     trained = job.derived_from / MODEL_DIR
     if trained.is_dir():
         return models.load_base(trained, s.quantization, weights, on)
-    with tempfile.TemporaryDirectory(dir=job.out, prefix="merged-") as merged:
+    with tempfile.TemporaryDirectory(dir=job.out, prefix=MERGED) as merged:
         plain = models.load_base(base, Quantization(), weights, on)
         plain = models.merge_adapter(models.load_adapter(plain, job.derived_from / ADAPTER_DIR))
         plain.save_pretrained(merged)
@@ -248,17 +259,28 @@ def _perplexity(model, tokens, s: Settings) -> dict:
     return perplexity(model, tokens, e.context, e.stride, e.batch_size, progress=sys.stderr.isatty())
 
 
-def _perplexity_record(before: dict, after: dict | None, s: Settings) -> Perplexity:
+def _scored_before(job: Job, dtype) -> Perplexity | None:
+    """The base's perplexity from the arm that measured it, where its weights were the same."""
+    if job.before_from is None:
+        return None
+    record = read_record(job.before_from / RECORD_NAME)
+    if record.perplexity is None or record.provenance.dtype != dtype.name:
+        return None
+    if job.arm.method == "full" and dtype.name != "fp32":  # its weights are wider than the base's
+        return None
+    return record.perplexity.model_copy(update={"after": None, "window_nll_after": []})
+
+
+def _perplexity_record(before: dict, s: Settings) -> Perplexity:
     e = s.evaluation
     return Perplexity(
         before=before["perplexity"],
-        after=after["perplexity"] if after else None,
+        after=None,
         protocol=f"{before['protocol']}, {e.split} split",
         context=e.context,
         stride=e.stride,
         tokens_scored=before["tokens_scored"],
         window_nll_before=before["window_nll"],
-        window_nll_after=after["window_nll"] if after else [],
     )
 
 
@@ -310,7 +332,6 @@ def _save(model, job: Job, base: Path, stopped: bool) -> tuple[dict[str, str], i
     from qlora_lib.metrics.sizes import folder_bytes
 
     method = job.arm.method
-    shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
     if method == "base":
         return {}, folder_bytes(base) if job.settings.quantization.format == "none" else None
     if stopped or not job.settings.train.keep_model:
@@ -359,12 +380,19 @@ def main() -> int:
     except QloraError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
-    except MemoryError:
+    except (MemoryError, RuntimeError) as e:
+        if not out_of_memory(e):
+            raise
         print(f"error: arm '{job.arm.name}' ran out of memory. Set train.batch_size lower, or train.gradient_checkpointing=true", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def out_of_memory(e: Exception) -> bool:
+    """PyTorch has an error class for a GPU's memory and none for a CPU's."""
+    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(e)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ work failed, 2 bad usage or bad settings. Heavy imports stay inside the commands
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import click
 
-from qlora_lib.errors import QloraError, nearest
+from qlora_lib.errors import QloraError, nearest, one_line
 
 METHODS = click.Choice(["full", "lora", "qlora"])
 FORMATS = click.Choice(["none", "int8", "nf4", "fp4"])
@@ -89,7 +90,7 @@ def profiles(as_json: bool) -> None:
                 "title": p.title,
                 "about": p.about,
                 "hardware": p.hardware,
-                "needs": p.needs,
+                "needs": p.needs.model_dump(),
                 "model": p.model.name,
                 "data": p.data.name,
                 "arms": [a.name for a in p.arms if a.runs],
@@ -103,7 +104,7 @@ def profiles(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['name']}\n  {row['about']}")
-        click.echo(f"  for {row['hardware']}; needs {row['needs']}")
+        click.echo(f"  for {row['hardware']}; a download of {row['needs']['download_mb']:g} MB")
         click.echo(f"  here: {'fits' if row['fits_here'] else 'does not fit'} ({row['why']})")
         click.echo(f"  arms: {', '.join(row['arms'])}\n")
 
@@ -127,7 +128,8 @@ def fetch(profile: str | None, names: tuple[str, ...], as_json: bool) -> None:
         from qlora_lib.config import load_profile
 
         p = load_profile(profile)
-        wanted += [p.model.name] + ([p.data.name] if p.data.name != "tiny-text" else [])
+        registered = [spec.name for spec in assets.registered_data()]
+        wanted += [p.model.name, *(name for name in [p.data.name] if name in registered)]
     if not wanted:
         known = [spec.name for spec in (*assets.registered_models(), *assets.registered_data())]
         raise click.UsageError(f"name a profile or an asset ({', '.join(known)})")
@@ -157,26 +159,35 @@ def train(profile, method, arm_name, assignments, out, force, as_json) -> None:
     """
     from qlora_lib.config import load_profile, parse_overrides
     from qlora_lib.study import run_arm
+    from qlora_lib.texts import check_source
 
     if bool(method) == bool(arm_name):
         raise click.UsageError("give either --method or --arm")
     p = load_profile(profile)
     arm = p.arm(arm_name) if arm_name else p.arm_of_method(method)
-    result = run_arm(p, arm, out, parse_overrides(assignments), force)
+    overrides = parse_overrides(assignments)
+    data = p.settings(arm, overrides).data
+    check_source(data.name, data.text_column)  # a bad file is told before a model is fetched
+    result = run_arm(p, arm, out, overrides, force)
+    r = result.record
     if as_json:
-        _print_json(result.record.model_dump(by_alias=True, mode="json"))
-        return
+        _print_json(r.model_dump(by_alias=True, mode="json"))
+    else:
+        _show_run(result, out)
+    if r.status == "stopped":
+        raise QloraError(f"the run stopped early: {r.status_reason}", "Try a lower train.learning_rate or train.precision=fp32")
+
+
+def _show_run(result, out: Path) -> None:
     r = result.record
     click.echo(f"{r.label}: {'taken from ' if result.cached else 'written to '}{out / 'record.json'}")
-    if r.train:
+    if r.train and r.train.loss:
         click.echo(f"  {r.train.steps} steps of {r.train.tokens_per_step} tokens, {r.train.tokens_per_second:.1f} tokens/s")
         click.echo(f"  loss {r.train.loss[0]:.3f} -> {r.train.loss[-1]:.3f}")
     if r.perplexity and r.perplexity.after is not None:
         click.echo(f"  perplexity {r.perplexity.before:.2f} -> {r.perplexity.after:.2f} ({r.perplexity.protocol})")
     elif r.perplexity:
         click.echo(f"  perplexity {r.perplexity.before:.2f} ({r.perplexity.protocol})")
-    if r.status == "stopped":
-        raise QloraError(f"the run stopped early: {r.status_reason}", "Try a lower train.learning_rate or train.precision=fp32")
 
 
 @cli.command("eval")
@@ -269,7 +280,7 @@ def search(profile, assignments, as_json) -> None:
         _print_json(outcome)
         return
     for method, best in outcome["best"].items():
-        click.echo(f"{method}: {best:g}")
+        click.echo(f"{method}: {best:g}" if best is not None else f"{method}: no rate finished")
 
 
 @cli.command()
@@ -327,7 +338,7 @@ def report(profile, force, no_notebooks, committed, as_json) -> None:
 
 
 def _print_json(value) -> None:
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(value, indent=1, allow_nan=False))  # ASCII: any terminal can take it
 
 
 def _use_threads() -> None:
@@ -340,16 +351,20 @@ def _use_threads() -> None:
 
 
 def main() -> None:
-    """Entry point: errors as one line and an exit code, a traceback only with `--debug`."""
-    debug = "--debug" in sys.argv
+    """Entry point: errors as one line and an exit code, a traceback only with `--debug`, anywhere."""
+    args = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(args) < len(sys.argv) - 1
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of the text
     try:
-        code = cli(standalone_mode=False)
+        code = cli(args or ["--help"], standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except QloraError as e:
         _fail(str(e), e.exit_code, debug)
-    except click.UsageError as e:
-        where = f" (see: {e.ctx.command_path} --help)" if e.ctx else ""
-        _fail(f"{e.format_message()}{where}", 2, debug)
+    except click.ClickException as e:
+        context = getattr(e, "ctx", None)
+        where = f" (see: {context.command_path} --help)" if context else ""
+        _fail(f"{e.format_message()}{where}", e.exit_code, debug)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -361,10 +376,12 @@ def main() -> None:
         _fail("out of memory. Use a smaller batch, context or model", 1, debug)
     except OSError as e:
         _fail(f"{e.strerror or e}{f' ({e.filename})' if e.filename else ''}", 1, debug)
+    except Exception as e:  # nothing foreseen: still one line
+        _fail(f"{type(e).__name__}: {e!s:.300}. This was not foreseen: `qlora --debug ...` shows where it comes from", 1, debug)
 
 
 def _fail(line: str, code: int, debug: bool) -> None:
     if debug:
-        raise
-    click.echo(f"error: {line}", err=True)
+        traceback.print_exc()
+    click.echo(f"error: {one_line(line)}", err=True)
     sys.exit(code)

@@ -9,7 +9,7 @@ valid one. Precedence, lowest first: defaults here, the profile, the arm, `--set
 import copy
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,15 +26,15 @@ DType = Literal["auto", "fp32", "fp16", "bf16"]
 
 class Section(BaseModel):
     # strict: "5" is not a number and 1 is not true; a typing slip is better told than guessed at
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Model(Section):
-    name: str  # registered name, hub id[@revision], local folder or .gguf file
+    name: str = Field(min_length=1)  # registered name, hub id[@revision], local folder or .gguf file
 
 
 class Data(Section):
-    name: str  # registered name, or a text/JSONL/CSV/TSV/Parquet file or folder
+    name: str = Field(min_length=1)  # registered name, or a text/JSONL/CSV/TSV/Parquet file or folder
     text_column: str = "text"  # of JSONL, CSV, TSV and Parquet
     window_length: int = Field(128, ge=8, le=131072)  # tokens in a training example
 
@@ -51,16 +51,17 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     use_rslora: bool = False  # scale by alpha / sqrt(rank) in place of alpha / rank
 
-    @field_validator("target_modules")
+    @field_validator("target_modules", mode="before")
     @classmethod
-    def _not_empty(cls, value):
-        if not value:
-            raise ValueError("name at least one module, or 'all-linear'")
+    def _names_modules(cls, value):
+        names = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+        if not names and value != "all-linear":
+            raise ValueError("expected 'all-linear' or a list of module names, e.g. [q_proj, v_proj]")
         return value
 
 
 class Train(Section):
-    max_steps: int = Field(32, ge=1)  # optimizer steps
+    max_steps: int = Field(32, ge=1, le=10_000_000)  # optimizer steps
     epochs: float | None = Field(None, gt=0)  # stops earlier when the data ends first
     batch_size: int = Field(4, ge=1)  # sequences a forward pass
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -105,11 +106,23 @@ class Runtime(Section):
     meter_tensors: bool = True  # follow allocator events through one training step
 
 
+class Needs(Section):
+    """What the heaviest arm takes, for `qlora profiles` and `qlora doctor`."""
+
+    memory_gib: float = Field(gt=0)
+    disk_gib: float = Field(gt=0)
+    download_mb: float = Field(ge=0)
+    gpu_memory_gib: float | None = Field(None, gt=0)  # null: no GPU is needed
+
+
 class Search(Section):
     """Learning rates to try for each method, compared on the validation split."""
 
-    rates: dict[str, list[float]]
-    record: str  # file name under report/records that holds the outcome
+    rates: Annotated[
+        dict[Literal["full", "lora", "qlora"], Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]],
+        Field(min_length=1),
+    ]
+    record: str = Field(pattern=r"^\w[\w.-]*\.json$")  # file name under report/records that holds the outcome
 
 
 class ArmEntry(Section):
@@ -136,15 +149,15 @@ class Settings(Section):
 
 
 class Profile(Settings):
-    name: str
+    name: str = Field(pattern=r"^[^./\\][^/\\]*$")  # of the folders that results and pages are written to
     title: str
     about: str
     hardware: str
-    needs: str  # memory, disk and download in words, for `qlora profiles`
+    needs: Needs
     published: str | None = None  # the study whose tables stand beside the results
     reference_arm: str = "full"
     search: Search | None = None
-    arms: list[ArmEntry]
+    arms: list[ArmEntry] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _arms_fit(self):
@@ -156,6 +169,9 @@ class Profile(Settings):
                 raise ValueError(f"arm '{arm.name}' does not run: say why")
             if arm.derived_from and arm.derived_from not in names[: names.index(arm.name)]:
                 raise ValueError(f"arm '{arm.name}' derives from '{arm.derived_from}', which is no earlier arm")
+            source = arm.derived_from and self.arms[names.index(arm.derived_from)]
+            if source and not (source.runs and source.method != "base"):
+                raise ValueError(f"arm '{arm.name}' derives from '{source.name}', which trains nothing")
         return self
 
     def arm(self, name: str) -> ArmEntry:
@@ -203,14 +219,14 @@ class Profile(Settings):
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-4 is a number and a key given twice is an error."""
 
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(k, deep=deep) for k, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key '{key.value}' is given twice", key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -263,35 +279,46 @@ def load_profile(name: str) -> Profile:
 
 
 def parse_overrides(assignments) -> dict[str, Any]:
-    """`["train.max_steps=5", ...]` as `{dotted key: value}`; values are YAML."""
-    overrides = {}
+    """`["train.max_steps=5", ...]` as `{dotted key: value}`.
+
+    Values are YAML, except that a text setting takes what was written: a file may be called
+    `2024` or `notes #1.txt`.
+    """
+    texts, overrides = dotted_keys(of_type=str), {}
     for text in assignments:
         key, sep, value = text.partition("=")
         if not sep or not key.strip():
             raise UsageError(f"--set {text!r} is no assignment", "Write --set key=value, e.g. --set train.max_steps=5")
-        overrides[key.strip()] = parse_yaml(value, f"--set {key.strip()}")
+        key, quoted = key.strip(), value.strip()[:1] in ("'", '"')
+        overrides[key] = value.strip() if key in texts and not quoted else parse_yaml(value, f"--set {key}")
     return overrides
 
 
 # --- checking ----------------------------------------------------------------------------------
 
 
-def dotted_keys(model=Settings, prefix: str = "") -> list[str]:
-    """Every settable key of a settings class, `train.max_steps` and the like."""
+def dotted_keys(model=Settings, prefix: str = "", of_type=None) -> list[str]:
+    """Every settable key of a settings class (of one type), `train.max_steps` and the like."""
     keys = []
     for name, field in model.model_fields.items():
-        sub = _section_of(field)
-        keys += dotted_keys(sub, f"{prefix}{name}.") if sub else [prefix + name]
+        if sub := _section_of(field):
+            keys += dotted_keys(sub, f"{prefix}{name}.", of_type)
+        elif of_type in (None, field.annotation):
+            keys.append(prefix + name)
     return keys
 
 
 def _section_of(field):
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    """The section class of a field that is one, optional or not."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel) and k is not ArmEntry), None)
 
 
 def _set_dotted(values: dict, key: str, value: Any, where: str) -> None:
     """Set `a.b` in nested dictionaries, refusing keys that no setting has."""
+    inside = [k for k in dotted_keys() if k.startswith(f"{key}.")]
+    if inside:
+        raise UsageError(f"'{key}' in {where} is a section", f"Set its keys one by one: {', '.join(inside)}")
     if key not in dotted_keys():
         raise UsageError(f"unknown key '{key}' in {where}", nearest(key, dotted_keys()))
     *path, last = key.split(".")
@@ -304,19 +331,33 @@ def _validate(model, values: dict, where: str):
     try:
         return model.model_validate(values)
     except ValidationError as e:
-        error = e.errors()[0]
-        loc = [str(p) for p in error["loc"]]
+        # A misspelt key is often also a missing one: the misspelling is the cause, so it is told first.
+        error = min(e.errors(), key=lambda error: error["type"] != "extra_forbidden")
+        loc = [str(p) for p in error["loc"] if p != "[key]"]
+        key = ".".join(_by_name(loc, values))
         if error["type"] == "extra_forbidden":
-            key = ".".join(loc)
             raise UsageError(f"unknown key '{key}' in {where}", _nearest_key(model, loc)) from None
-        # Unions report each branch; the branch's own name in the path means nothing to a reader.
-        key = ".".join(p for p in loc if not re.match(r"(literal\[|list\[)", p)) or "the whole"
-        shown = f", got {error['input']!r:.60}" if not isinstance(error["input"], dict) else ""
-        message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "missing":
             raise UsageError(f"'{key}' is missing in {where}") from None
+        message, hint = error["msg"].removeprefix("Value error, "), ""
         message = message[:1].lower() + message[1:]
-        raise UsageError(f"'{key}' in {where}: {message}{shown}") from None
+        if error["type"] in ("model_type", "dict_type"):
+            message = "expected keys and values"
+        if error["type"] == "literal_error":
+            close = nearest(error["input"], re.findall(r"'([^']+)'", error["ctx"]["expected"]))
+            hint = close if close.startswith("Did") else ""
+        shown = f", got {error['input']!r:.60}" if not isinstance(error["input"], dict) else ""
+        named = f"'{key}' in {where}" if key else where
+        raise UsageError(f"{named}: {message}{shown}", hint) from None
+
+
+def _by_name(loc: list[str], values: dict) -> list[str]:
+    """`arms.2.label` with the arm's name in place of its number, where it has one."""
+    if loc[:1] != ["arms"] or len(loc) < 2:
+        return loc
+    entry = values["arms"][int(loc[1])]
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return ["arms", str(name or loc[1]), *loc[2:]]
 
 
 def _nearest_key(model, loc: list[str]) -> str:
@@ -324,7 +365,7 @@ def _nearest_key(model, loc: list[str]) -> str:
     prefix = ".".join(parents)
     if parents and parents[0] == "arms":
         return nearest(last, ArmEntry.model_fields)
-    keys = [k for k in [*dotted_keys(model), *model.model_fields]]
+    keys = [*dotted_keys(model), *model.model_fields]
     here = [k for k in keys if k.startswith(prefix + ".")] if prefix else list(model.model_fields)
     hint = nearest(".".join(loc), here or keys)
     return hint if hint.startswith("Did") else nearest(".".join(loc), keys)

@@ -7,7 +7,6 @@ seed alone and is the same in every arm.
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,19 +71,21 @@ def _describe(texts: Texts, tokens, window_length: int, vocabulary_size: int) ->
 
 
 def tokenize(text: str, tokenizer) -> np.ndarray:
-    """[tokens] int32, without special tokens; kept in the cache by text and tokenizer."""
+    """[tokens] int32, without special tokens; kept in the cache by text and tokenizer.
+
+    A cache file is the SHA-256 of the ids, then the ids: a damaged one is made again.
+    """
     key = hashlib.sha256(text.encode() + b"\0" + _fingerprint(tokenizer)).hexdigest()
-    path = cache_dir() / "tokens" / f"{key}.npy"
+    path = cache_dir() / "tokens" / f"{key}.i4"
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or damaged: made again
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    tokens = np.asarray(ids, dtype=np.int32)
-    buffer = io.BytesIO()
-    np.save(buffer, tokens, allow_pickle=False)
+        stored = path.read_bytes()
+        if hashlib.sha256(stored[32:]).digest() == stored[:32]:
+            return np.frombuffer(stored[32:], dtype="<i4").copy()  # torch warns of memory it may not write
+    except OSError:
+        pass  # not there
+    tokens = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype="<i4")
     try:
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, hashlib.sha256(tokens.tobytes()).digest() + tokens.tobytes())
     except OSError:
         pass  # a full or read-only cache costs a second next time, nothing else
     return tokens

@@ -42,17 +42,15 @@ def evaluate_perplexity(
     dtype: str = "auto",
 ) -> dict:
     """Perplexity of `model` on a registered set's test split or on the whole of a local file or folder."""
-    from qlora_lib.assets import registered_data
     from qlora_lib.data import file_tokens, prepare
     from qlora_lib.metrics.perplexity import perplexity
-    from qlora_lib.texts import read_documents
+    from qlora_lib.texts import check_source, is_registered
 
     stride = stride or context
     if stride > context:
         raise UsageError(f"stride {stride} exceeds context {context}", "Give a stride of at most the context")
-    registered = data in ("tiny-text", *(spec.name for spec in registered_data()))
-    if not registered:
-        read_documents(Path(data), text_column)  # a bad file is told before a model is loaded
+    registered = is_registered(data)
+    check_source(data, text_column)  # a bad file is told before a model is loaded
     loaded, tokenizer, asset, chosen = load_for_use(model, adapter, quantization, double_quant, dtype)
     if registered:
         tokens = prepare(data, text_column, context, tokenizer).tokens["test"]
@@ -89,4 +87,4 @@ def interval(window_nll: list[float], window_tokens: list[int], level: float = 0
     draws = np.random.default_rng(0).integers(len(nll), size=(2000, len(nll)))
     means = (nll * weight)[draws].sum(1) / weight[draws].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return math.exp(low), math.exp(high)
+    return math.exp(min(low, 700.0)), math.exp(min(high, 700.0))  # as the perplexity itself

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from qlora_lib.config import Lora, Quantization
 from qlora_lib.errors import QloraError, UsageError, nearest
@@ -57,7 +58,7 @@ def load_base(path: Path, quantization: Quantization, dtype: torch.dtype, on: st
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        except (OSError, ValueError, RuntimeError) as e:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as e:
             raise QloraError(f"the model in {path} cannot be loaded: {e}") from None
     keep_weights_as_packed(model)
     return model.eval()
@@ -99,6 +100,7 @@ class quiet:
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
         warnings.filterwarnings("ignore", message=".*quantization_config.*")
+        warnings.filterwarnings("ignore", message=".*adapter keys.*")  # `load_adapter` says it itself
         self._logger = logging.getLogger("bitsandbytes")
         self._level = self._logger.level
         self._logger.setLevel(logging.ERROR)
@@ -160,12 +162,16 @@ def prepare_for_training(model, method: str, gradient_checkpointing: bool):
 
 def save_adapter(model, folder: Path) -> None:
     """PEFT's own format, safetensors; the base's embeddings are never copied into it."""
+    for config in model.peft_config.values():  # PEFT holds a set, whose order changes from process to process
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 
 def load_adapter(model, folder: Path, trainable: bool = False):
     """`model` with the adapter of a local PEFT folder on it."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
     folder = Path(folder)
     for needed in ("adapter_config.json", "adapter_model.safetensors"):
@@ -176,9 +182,23 @@ def load_adapter(model, folder: Path, trainable: bool = False):
                 "Give the folder that qlora train or PEFT's save_pretrained wrote with safetensors",
             )
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as e:
+        with quiet(), safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            stored = set(file.keys())
+            model = PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as e:
         raise QloraError(f"the adapter in {folder} does not load on this base: {e}") from None
+    if model.active_peft_config.is_prompt_learning:
+        raise UsageError(f"the adapter in {folder} is of virtual tokens", "Give one that changes layers, such as LoRA")
+    # PEFT only warns of these, and the layers without weights of their own then adapt nothing.
+    places = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    empty, homeless = places - stored, stored - places - set(model.state_dict())
+    if empty or homeless:
+        raise QloraError(
+            f"the adapter in {folder} does not fit this base: {len(empty)} of its {len(places)} places "
+            f"stay empty and {len(homeless)} tensors have none, the first is {min(empty | homeless)}",
+            "Give the adapter of this very model",
+        )
+    return model
 
 
 def merge_adapter(model):

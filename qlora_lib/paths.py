@@ -27,7 +27,10 @@ def cache_dir() -> Path:
 
 
 def results_dir(profile: str) -> Path:
-    return Path(os.environ.get("QLORA_RESULTS") or project_root() / "results") / profile
+    """`$QLORA_RESULTS/<profile>`, or `results/<profile>` in the checkout."""
+    if override := os.environ.get("QLORA_RESULTS"):
+        return Path(override).expanduser().resolve() / profile
+    return project_root() / "results" / profile
 
 
 def figures_dir(profile: str) -> Path:

@@ -134,7 +134,7 @@ class Generation(Part):
 class Provenance(Part):
     cache_key: str
     finished: str  # ISO 8601, UTC
-    device: str
+    device: str  # "cpu", or the GPU's name
     cpu: str
     threads: int
     memory_bytes: int
@@ -151,7 +151,7 @@ class Provenance(Part):
 
 
 class RunRecord(Part):
-    schema_version: int = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
     status: Literal["complete", "stopped"]
     status_reason: str | None = None
     profile: str

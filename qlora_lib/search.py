@@ -34,6 +34,7 @@ def run_search(profile: Profile, overrides: dict[str, Any] | None = None) -> dic
     """Run every rate of every method and write the record; returns it."""
     path = search_record_path(profile)
     tried: dict[str, list[dict]] = {}
+    described = None  # the record that the protocol is taken from
     for method, rates in profile.search.rates.items():
         arm = profile.arm_of_method(method)
         tried[method] = []
@@ -43,6 +44,7 @@ def run_search(profile: Profile, overrides: dict[str, Any] | None = None) -> dic
             settings = LEAN | {"train.eval_every": steps} | (overrides or {}) | {"train.learning_rate": rate}
             record = run_arm(profile, arm, results_dir(f"{profile.name}-search") / f"{method}-{rate:g}", settings).record
             finished = record.status == "complete"
+            described = record if finished or described is None else described  # a run that diverged is shorter
             tried[method].append(
                 {
                     "learning_rate": rate,
@@ -56,14 +58,14 @@ def run_search(profile: Profile, overrides: dict[str, Any] | None = None) -> dic
         "schema": 1,
         "profile": profile.name,
         "protocol": (
-            f"last validation loss after {record.train.steps} steps of {record.train.tokens_per_step} tokens, "
-            f"on {record.settings['train']['eval_windows']} windows of {record.data.window_length} of the validation split; seed {record.seed}"
+            f"last validation loss after {described.train.steps} steps of {described.train.tokens_per_step} tokens, "
+            f"on {described.settings['train']['eval_windows']} windows of {described.data.window_length} of the validation split; seed {described.seed}"
         ),
-        "model": {"name": record.model.name, "revision": record.model.revision},
-        "data": {"name": record.data.name, "revision": record.data.revision},
-        "hardware": record.provenance.device,
-        "finished": record.provenance.finished,
-        "versions": record.provenance.versions,
+        "model": {"name": described.model.name, "revision": described.model.revision},
+        "data": {"name": described.data.name, "revision": described.data.revision},
+        "hardware": described.provenance.cpu if described.provenance.device == "cpu" else described.provenance.device,
+        "finished": described.provenance.finished,
+        "versions": described.provenance.versions,
         "tried": tried,
         "best": {method: best_rate(rows) for method, rows in tried.items()},
     }

@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lib import hardware
-from qlora_lib.arm import Job
+from qlora_lib.arm import ADAPTER_DIR, MERGED, MODEL_DIR, Job
 from qlora_lib.config import ArmEntry, Profile, Settings
-from qlora_lib.errors import QloraError
+from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.paths import results_dir
 from qlora_lib.records import RECORD_NAME, RunRecord, read_record
 
 PACKAGE = Path(__file__).parent
+STDERR = 2
 # The modules whose code decides what a record says. The page wing is not among them: a figure's
 # style trains nothing.
 RUN_WING = (
     "arm.py",
     "assets/make.py",
     "assets/registry.py",
+    "cost/devices.py",
     "cost/flops.py",
     "cost/shapes.py",
     "data.py",
@@ -44,6 +46,9 @@ RUN_WING = (
 )
 
 
+GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, AMD
+
+
 @dataclass(frozen=True)
 class ArmResult:
     arm: ArmEntry
@@ -53,7 +58,7 @@ class ArmResult:
 
 
 class ArmFailed(QloraError):
-    """An arm ended without a record; its own line has been printed already."""
+    """An arm ended without a record."""
 
 
 def run_profile(
@@ -61,23 +66,31 @@ def run_profile(
 ) -> list[ArmResult]:
     """Run (or take from the cache) every arm of a profile, in order.
 
-    Raises ArmFailed at the end when an arm failed; the others' records are kept.
+    Raises ArmFailed at the end when an arm failed; the others' records are kept. An arm that stopped
+    early has a record that says so and did not fail; one that would start from it is left out.
     """
+    for name in only or []:  # an unknown one is told before hours of work
+        if not (arm := profile.arm(name)).runs:
+            raise UsageError(f"arm '{name}' of profile '{profile.name}' is declared but does not run: {arm.why}")
     arms = [a for a in profile.arms if a.runs and (only is None or a.name in only)]
-    for name in only or []:
-        profile.arm(name)  # an unknown one is told before hours of work
-    results, failed = [], []
+    results, failed, stopped = [], [], []
     for number, arm in enumerate(arms, 1):
         say(f"({number}/{len(arms)}) {arm.label}")
-        if arm.derived_from in failed:
-            failed.append(arm.name)
-            say(f"  not run: '{arm.derived_from}', which it starts from, failed")
+        folder = results_dir(profile.name) / arm.name
+        if arm.derived_from in failed + stopped:
+            source, group = (("failed", failed) if arm.derived_from in failed else ("stopped early", stopped))
+            group.append(arm.name)
+            (folder / RECORD_NAME).unlink(missing_ok=True)  # it would be of other weights
+            say(f"  not run: '{arm.derived_from}', which it starts from, {source}")
             continue
         try:
-            result = run_arm(profile, arm, results_dir(profile.name) / arm.name, overrides, force)
-        except ArmFailed:
+            result = run_arm(profile, arm, folder, overrides, force)
+        except ArmFailed as e:
             failed.append(arm.name)
+            say(f"  error: {e}")
             continue
+        if result.record.status == "stopped":
+            stopped.append(arm.name)
         results.append(result)
         say("  " + ("taken from the cache" if result.cached else f"{result.seconds:.0f} s"))
     if failed:
@@ -98,19 +111,46 @@ def run_arm(
     derived = None
     if arm.derived_from:
         derived = results_dir(profile.name) / arm.derived_from
-        if not (derived / RECORD_NAME).is_file():
-            run_arm(profile, profile.arm(arm.derived_from), derived, overrides)
+        source = run_arm(profile, profile.arm(arm.derived_from), derived, overrides).record
+        if not source.files:
+            why = f"stopped early: {source.status_reason}" if source.status == "stopped" else "kept no weights"
+            raise ArmFailed(
+                f"arm '{arm.name}' starts from '{arm.derived_from}', which {why}",
+                "Set train.keep_model=true and a learning rate at which it ends",
+            )
     key = arm_key(profile, arm, settings, derived)
     if not force and (record := cached_record(out, key)):
+        if record.label != arm.label:  # words only: no reason to run again
+            record.label = arm.label
+            record.write(out)
         return ArmResult(arm, record, True, time.perf_counter() - begun)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise QloraError(f"cannot write to {out}: {e.strerror}", "Give another folder with --out") from None
     _start_afresh(out, key)
-    _spawn(Job(profile.name, arm, settings, out, key, derived))
+    before = _same_base(profile, arm, settings, overrides)
+    _spawn(Job(profile.name, arm, settings, out, key, derived, before))
     record = read_record(out / RECORD_NAME)
     return ArmResult(arm, record, False, time.perf_counter() - begun)
+
+
+def _same_base(profile: Profile, arm: ArmEntry, settings: Settings, overrides) -> Path | None:
+    """The folder of a base arm that has scored the base this arm trains, on the same windows."""
+
+    def scored(s: Settings) -> tuple:
+        windows = s.evaluation.model_dump(include={"split", "context", "stride", "windows", "batch_size", "perplexity"})
+        return s.model, s.data, s.quantization, s.train.precision, s.runtime.threads, windows
+
+    if arm.method == "base" or not settings.evaluation.perplexity:
+        return None
+    for other in profile.arms:
+        if other.method == "base" and other.runs and other.derived_from is None:
+            theirs = profile.settings(other, overrides)
+            folder = results_dir(profile.name) / other.name
+            if scored(theirs) == scored(settings) and cached_record(folder, arm_key(profile, other, theirs, None)):
+                return folder
+    return None
 
 
 def arm_key(profile: Profile, arm: ArmEntry, settings: Settings, derived: Path | None) -> str:
@@ -122,10 +162,18 @@ def arm_key(profile: Profile, arm: ArmEntry, settings: Settings, derived: Path |
         "model": _model_identity(settings.model.name),
         "data": _data_identity(settings.data.name),
         "versions": hardware.versions(),
-        "cpu": hardware.cpu_name(),
-        "derived": read_record(derived / RECORD_NAME).provenance.cache_key if derived else None,
+        "device": _device_identity(),
+        "derived": read_record(derived / RECORD_NAME).files if derived else None,
     }
     return _hash(json.dumps(parts, sort_keys=True).encode())
+
+
+def _device_identity() -> list[str]:
+    """The processor, and the GPU where there may be one: only then is it worth seconds to import torch."""
+    names = [hardware.cpu_name()]
+    if any(Path(node).exists() for node in GPU_NODES):
+        names.append(hardware.device_name(hardware.device()))
+    return names
 
 
 def _model_identity(name: str) -> str:
@@ -166,11 +214,20 @@ def cached_record(out: Path, key: str) -> RunRecord | None:
 
 
 def _start_afresh(out: Path, key: str) -> None:
-    """Drop what an arm with other settings left; keep the checkpoints of this very arm to resume."""
+    """Drop what an arm with other settings left; keep the checkpoints of this very arm to resume.
+
+    Raises UsageError for a folder of the user's own with something in the places that are dropped.
+    """
     import shutil
 
-    (out / RECORD_NAME).unlink(missing_ok=True)
     marker = out / "checkpoints" / "key"
+    if not (marker.is_file() or (out / RECORD_NAME).is_file()):
+        for name in ("checkpoints", MODEL_DIR, ADAPTER_DIR):
+            if (out / name).exists():
+                raise UsageError(f"{out} holds '{name}', which no run of qlora wrote", "Give another folder with --out")
+    for scratch in out.glob(f"{MERGED}*"):  # of an arm that was killed
+        shutil.rmtree(scratch, ignore_errors=True)
+    (out / RECORD_NAME).unlink(missing_ok=True)
     if not (marker.is_file() and marker.read_text() == key):
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         marker.parent.mkdir(parents=True, exist_ok=True)
@@ -182,14 +239,14 @@ def _spawn(job: Job) -> None:
     runtime = job.settings.runtime
     env = os.environ | hardware.threads_environment(runtime.threads, runtime.keep_freed_memory)
     command = [sys.executable, "-m", "qlora_lib.arm"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno(), env=env, text=True) as child:
+    # Not sys.stderr: a notebook or a test may have put an object there that is no file.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=STDERR, env=env, text=True) as child:
         try:
-            child.stdin.write(job.to_json())
-            child.stdin.close()
-            code = child.wait()
+            child.communicate(job.to_json())
         except KeyboardInterrupt:
             child.wait()
             raise
+    code = child.returncode
     if code < 0:
         why = "the system ended it, most likely for want of memory" if code == -9 else f"signal {-code} ended it"
         raise ArmFailed(

@@ -170,16 +170,17 @@ def number(value: float, digits: int = 3) -> str:
     return f"{rounded:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def count(value: float) -> str:
-    """134.5 M, 4.88 M, 90.6 k, 512."""
+def count(value: float, short: bool = False) -> str:
+    """135 M, 4.88 M, 90.6 k, 512; `short` without trailing zeros, for ticks: 10 M."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
-            return f"{number(value / factor, 3)} {letter}"
+            text = f"{value / factor:.3g}" if short else number(value / factor, 3)
+            return f"{text} {letter}"
     return f"{value:,.0f}"
 
 
-def footer(records: dict[str, RunRecord], arms: Iterable[str]) -> str:
-    """Model, data and machine that the drawn records name; what differs is listed."""
+def footer(records: dict[str, RunRecord], arms: Iterable[str]) -> list[str]:
+    """Model, data and machine that the drawn records name, in pieces; what differs is listed."""
     used = [records[arm] for arm in arms]
 
     def each(of) -> str:
@@ -193,10 +194,10 @@ def footer(records: dict[str, RunRecord], arms: Iterable[str]) -> str:
         p = r.provenance
         return f"{p.cpu}, {p.threads} threads" if p.device == "cpu" else p.device
 
-    return " · ".join([
+    return [
         f"Model: {each(lambda r: r.model.name)}",
         f"data: {each(data)}",
         f"machine: {each(machine)}",
         f"{each(lambda r: r.provenance.dtype)}",
         f"profile {each(lambda r: r.profile)}, seed {each(lambda r: str(r.seed))}",
-    ])  # fmt: skip
+    ]  # fmt: skip

@@ -2,14 +2,18 @@
 
 How it works: a registered set knows its own splits (WikiText-2) or is split by article
 (its stand-in), by the hash of the article's id, so that no article is in two splits and the split
-never depends on a random generator. A local file is split in reading order, 90/5/5 by length.
+never depends on a random generator. A local file is split in reading order, 90/5/5 by length:
+between documents where there are enough of them, else inside the text, between paragraphs.
 Documents are plain strings; tokens and windows are `data.py`'s.
 """
 
+import csv
 import hashlib
+import io
 import json
 import random
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,17 +46,10 @@ def load_texts(name: str, text_column: str = "text") -> Texts:
     """
     if name == "tiny-text":
         return _tiny_text()
-    from qlora_lib.assets import registered_data, resolve_data_files
+    from qlora_lib.assets import resolve_data_files
 
-    known = [spec.name for spec in registered_data()]
-    if name not in known:
-        path = Path(name).expanduser()
-        if not path.exists():
-            raise UsageError(
-                f"no data set or file '{name}'",
-                f"Give a file or folder that exists, or one of: {', '.join(['tiny-text', *known])}",
-            )
-        return _local(path, text_column)
+    if not is_registered(name):
+        return _local(local_path(name), text_column)
     asset = resolve_data_files(name)
     if name == "wikipedia-sample":
         splits = _split_by_article(_parse_articles(asset.files["all"]))
@@ -60,6 +57,36 @@ def load_texts(name: str, text_column: str = "text") -> Texts:
         splits = {split: read_table(asset.files[split], "text") for split in SPLITS}
     return Texts(
         name, asset.source, splits, asset.revision, asset.license, asset.attribution, asset.stand_in_for
+    )
+
+
+def registered_names() -> list[str]:
+    from qlora_lib.assets import registered_data
+
+    return ["tiny-text", *(spec.name for spec in registered_data())]
+
+
+def is_registered(name: str) -> bool:
+    return name in registered_names()
+
+
+def check_source(name: str, text_column: str) -> None:
+    """Raise now what `load_texts` would raise for local data; a registered set is left for later."""
+    if not is_registered(name):
+        read_documents(local_path(name), text_column)
+
+
+def local_path(name: str | Path) -> Path:
+    """The local file or folder that `name` means; UsageError where there is none."""
+    try:
+        path = Path(name).expanduser()
+        if str(name).strip() and path.exists():
+            return path
+    except (OSError, RuntimeError):  # a name that no file can have, or the home of nobody
+        pass
+    raise UsageError(
+        f"no data set or file '{name!s:.200}'",
+        f"Give a file or folder that exists, or one of: {', '.join(registered_names())}",
     )
 
 
@@ -101,22 +128,28 @@ def _split_by_article(articles: list[tuple[str, str]]) -> dict[str, list[str]]:
 
 def read_documents(path: Path, text_column: str = "text") -> list[str]:
     """Every document of a local file or folder, unsplit: one a text file, one a table row."""
-    path = Path(path).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        files = [p for p in files if p.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES]
-        if not files:
-            raise UsageError(f"no text, JSONL, CSV, TSV or Parquet file in {path}")
-        return [doc for f in files for doc in read_documents(f, text_column)]
-    if not path.is_file():
-        raise UsageError(f"no file at {path}", "Give a text, JSONL, CSV, TSV or Parquet file that exists")
-    documents = (
-        read_table(path, text_column) if path.suffix.lower() in TABLE_SUFFIXES else [_read_text(path)]
-    )
+    path = local_path(path)
+    if not path.is_dir():
+        return _with_text(_read_file(path, text_column), path)
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES and p.is_file())
+    # Hidden files and folders (.git, .ipynb_checkpoints) are not what was meant.
+    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    if not files:
+        raise UsageError(f"no text, JSONL, CSV, TSV or Parquet file in {path}", "Give a folder that holds some")
+    return _with_text([doc for file in files for doc in _read_file(file, text_column)], path)
+
+
+def _with_text(documents: list[str], path: Path) -> list[str]:
     documents = [d for d in documents if d.strip()]
     if not documents:
         raise QloraError(f"{path} holds no text", "Give a file with some words in it")
     return documents
+
+
+def _read_file(path: Path, text_column: str) -> list[str]:
+    if not path.is_file():
+        raise UsageError(f"{path} is no regular file", "Give a text, JSONL, CSV, TSV or Parquet file")
+    return read_table(path, text_column) if path.suffix.lower() in TABLE_SUFFIXES else [_read_text(path)]
 
 
 def _read_text(path: Path) -> str:
@@ -127,75 +160,107 @@ def _read_text(path: Path) -> str:
             f"{path} is not UTF-8 text (byte {e.start})", "Convert it, or give a text, JSONL, CSV, TSV or Parquet file"
         ) from None
     except OSError as e:
-        raise QloraError(f"{path} cannot be read: {e.strerror}") from None
+        raise QloraError(f"{path} cannot be read: {e.strerror}", "Check its permissions") from None
     if "\0" in text:
         raise QloraError(f"{path} is a binary file, not text", "Give a text, JSONL, CSV, TSV or Parquet file")
     return text.replace("\r\n", "\n")
 
 
 def read_table(path: Path, column: str) -> list[str]:
-    """One text column of a JSONL, CSV, TSV or Parquet file."""
+    """One text column of a JSONL, CSV, TSV or Parquet file; a missing value is an empty text.
+
+    Raises UsageError where no row has that column, QloraError (with the line) for a malformed row.
+    """
     suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        rows = []
-        for number, line in enumerate(_read_text(path).split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
-                raise QloraError(f"{path} line {number} is not JSON", "Each line must be one JSON object") from None
-            _check_cell(row.get(column) if isinstance(row, dict) else None, row, path, number, column)
-            rows.append(row[column])
-        return rows
-    import datasets
+    if suffix == ".parquet":
+        return _parquet_column(path, column)
+    return _jsonl_column(path, column) if suffix == ".jsonl" else _csv_column(path, column, "\t" if suffix == ".tsv" else ",")
 
-    datasets.disable_progress_bars()
+
+def _jsonl_column(path: Path, column: str) -> list[str]:
+    texts = []
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise QloraError(f"{path} line {number} is not JSON", "Each line must be one JSON object") from None
+        if not isinstance(row, dict):
+            raise QloraError(f"{path} line {number} is not a JSON object", 'Each line must be like {"text": "..."}')
+        if column not in row:
+            raise _no_column(path, column, row, f" line {number}")
+        texts.append(_cell(row[column], path, number, column))
+    return texts
+
+
+def _csv_column(path: Path, column: str, separator: str) -> list[str]:
+    csv.field_size_limit(sys.maxsize)  # a cell may be a whole book
+    rows = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=separator, strict=True)
+    texts = []
     try:
-        if suffix == ".parquet":
-            table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
-        else:
-            separator = "\t" if suffix == ".tsv" else ","
-            _read_text(path)  # a clear line for what is not text
-            table = datasets.Dataset.from_csv(str(path), sep=separator, keep_in_memory=True)
-    except QloraError:
-        raise
-    except Exception as e:  # datasets wraps every parser's own errors
-        reason = str(e.__cause__ or e).splitlines()[0]
-        raise QloraError(f"{path} is not a readable {suffix[1:].upper()} file: {reason:.160}") from None
-    if column not in table.column_names:
-        raise UsageError(
-            f"{path} has no column '{column}' (it has: {', '.join(table.column_names)})",
-            "Name the text column with --set data.text_column=NAME",
-        )
-    rows = table[column]
-    for number, cell in enumerate(rows, 1):
-        _check_cell(cell, cell, path, number, column, allow_empty=True)
-    return [cell or "" for cell in rows]
+        header = next(rows, [])
+        if column not in header:
+            raise _no_column(path, column, header)
+        for row in rows:
+            if row and len(row) != len(header):
+                raise QloraError(
+                    f"{path} line {rows.line_num} has {len(row)} cells, its header {len(header)}",
+                    f"Quote a cell that holds {'a tab' if separator == chr(9) else 'a comma'}",
+                )
+            if row:
+                texts.append(row[header.index(column)])
+    except csv.Error as e:
+        raise QloraError(f"{path} line {rows.line_num} is malformed: {e}", "Mend that row, most likely its quotes") from None
+    return texts
 
 
-def _check_cell(cell, row, path, number, column, allow_empty=False) -> None:
-    if isinstance(cell, str) or (allow_empty and cell is None):
-        return
-    has = f" (it has: {', '.join(map(str, row))[:120]})" if isinstance(row, dict) else ""
-    raise QloraError(
-        f"{path} row {number} has no text in '{column}'{has}",
-        "Name the text column with --set data.text_column=NAME",
+def _parquet_column(path: Path, column: str) -> list[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        if column not in table.schema_arrow.names:
+            raise _no_column(path, column, table.schema_arrow.names)
+        cells = table.read(columns=[column]).column(column).to_pylist()
+    except (pyarrow.ArrowException, OSError) as e:
+        reason = str(e).splitlines()[0].rstrip(".")
+        raise QloraError(f"{path} is not a readable Parquet file: {reason:.160}", "Write it again") from None
+    return [_cell(cell, path, number, column, "row") for number, cell in enumerate(cells, 1)]
+
+
+def _cell(cell, path: Path, number: int, column: str, unit: str = "line") -> str:
+    if cell is None:
+        return ""
+    try:
+        cell.encode()
+        return cell
+    except (AttributeError, UnicodeEncodeError):  # no text, or half of a surrogate pair
+        raise QloraError(
+            f"{path} {unit} {number} has no text in '{column}', but {cell!r:.40}",
+            "Mend that row, or name the text column with text_column",
+        ) from None
+
+
+def _no_column(path: Path, column: str, columns, where: str = "") -> UsageError:
+    has = ", ".join(map(str, columns))
+    return UsageError(
+        f"{path}{where} has no column '{column}' (it has: {has or 'none':.120})",
+        "Name the text column: --set data.text_column=NAME, or qlora eval --text-column NAME",
     )
 
 
 def _local(path: Path, text_column: str) -> Texts:
     documents = read_documents(path, text_column)
-    digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
-    if len(documents) < 20:  # a few long files: their paragraphs, else their lines, are the units
-        paragraphs = [p for d in documents for p in d.split("\n\n") if p.strip()]
-        lines = [line for d in documents for line in d.splitlines() if line.strip()]
-        documents = paragraphs if len(paragraphs) >= 20 else lines
+    splits = split_in_order(documents)
+    if len(documents) < 20 or not all(splits.values()):
+        splits = split_inside(JOIN.join(documents))
     return Texts(
-        name=path.name,
+        name=path.resolve().name,
         source="local file" if path.is_file() else "local folder",
-        revision=f"sha256:{digest}",
-        splits=split_in_order(documents),
+        revision=f"sha256:{hashlib.sha256(chr(0).join(documents).encode()).hexdigest()}",
+        splits=splits,
     )
 
 
@@ -208,6 +273,23 @@ def split_in_order(documents: list[str]) -> dict[str, list[str]]:
         splits["train" if share < 0.9 else "validation" if share < 0.95 else "test"].append(document)
         before += len(document)
     return splits
+
+
+def split_inside(text: str) -> dict[str, list[str]]:
+    """The same shares of one text, cut where a paragraph ends, else a line, else a word."""
+    first = _boundary(text, len(text) * 90 // 100)
+    second = _boundary(text, max(first, len(text) * 95 // 100))
+    parts = text[:first], text[first:second], text[second:]
+    return {split: [part.strip("\n")] if part.strip() else [] for split, part in zip(SPLITS, parts)}
+
+
+def _boundary(text: str, near: int) -> int:
+    """Where the paragraph, line or word at `near` ends, whichever ends within 2 % of the text."""
+    for mark in ("\n\n", "\n", " "):
+        end = text.find(mark, near, near + len(text) // 50)
+        if end >= 0:
+            return end
+    return near
 
 
 # --- made on the spot ----------------------------------------------------------------------------

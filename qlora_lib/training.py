@@ -3,9 +3,11 @@
 How it works: Trainer runs the steps; a callback times each one (evaluation, logging and saving
 left out), follows the allocator through one of them, and stops at a loss that is not finite.
 Every arm gets the same windows in the same order, and each window scores the same tokens.
-Checkpoints are resumed only when the marker that is written last is there.
+Checkpoints are resumed only when the marker that is written last is there; it also holds what was
+measured so far, so that the record of a resumed run is of all its steps.
 """
 
+import json
 import math
 import statistics
 import sys
@@ -30,10 +32,11 @@ from qlora_lib.metrics.memory import (
     reset_peak,
     training_resident_bytes,
 )
+from qlora_lib.paths import write_atomic
 from qlora_lib.records import Optimizer, Train
 
 METERED_STEP = 2  # the second step: optimizer states exist, nothing is new any more
-COMPLETE = "complete"  # written last into a checkpoint
+COMPLETE = "complete.json"  # written last into a checkpoint
 
 # Paged optimizers move states between GPU and host memory; without CUDA there is nowhere to page to.
 UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
@@ -72,7 +75,8 @@ def planned_steps(settings: Settings, windows: int) -> int:
     """Optimizer steps: max_steps, or fewer when the epochs end first."""
     t = settings.train
     per_step = t.batch_size * t.gradient_accumulation_steps
-    steps = t.max_steps if t.epochs is None else min(t.max_steps, int(t.epochs * windows) // per_step)
+    # 0.57 * 100 is 56.99...: the last bits of a product must not cost a window
+    steps = t.max_steps if t.epochs is None else min(t.max_steps, int(t.epochs * windows + 1e-9) // per_step)
     if steps < 1:
         raise QloraError(
             f"{t.epochs} epochs of {windows} windows hold no step of {per_step} windows",
@@ -89,21 +93,25 @@ def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, 
     steps = planned_steps(settings, len(train_windows))
     order = training_order(len(train_windows), steps * per_step, settings.seed)
     optimizer, why = choose_optimizer(t.optimizer, on)
+    checkpoint = newest_checkpoint(out)
     meter = _Meter(on, settings.runtime.meter_tensors and steps >= METERED_STEP)
+    if checkpoint:
+        meter.restore((checkpoint / COMPLETE).read_text())
     trainer = Trainer(
         model=model,
-        args=_arguments(settings, optimizer, dtype, on, steps, out),
+        args=_arguments(settings, optimizer, dtype, on, steps, out, resumes=checkpoint is not None),
         train_dataset=Windows(train_windows, order),
         eval_dataset=Windows(eval_windows, np.arange(len(eval_windows))),
-        callbacks=[meter, _Progress(steps), _MarkComplete()],
+        callbacks=[meter, _Progress(steps), _MarkComplete(meter)],
     )
     for callback in (ProgressCallback, PrinterCallback):  # they print to standard output
         trainer.remove_callback(callback)
     meter.optimizer = lambda: trainer.optimizer
-    checkpoint = newest_checkpoint(out)
     reset_peak(on)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    peak, which = peak_memory(on)
+    peak, which = meter.peak_memory()
+    # Mixed precision wraps `forward` in place; what is measured next is the model as it is deployed.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     logs = trainer.state.log_history
     timed = meter.timed()
@@ -136,7 +144,7 @@ def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, 
     return Outcome(result, stopped)
 
 
-def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps: int, out: Path):
+def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps: int, out: Path, resumes: bool = False):
     t = settings.train
     return TrainingArguments(
         output_dir=str(Path(out) / "checkpoints"),
@@ -160,7 +168,7 @@ def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps:
         logging_nan_inf_filter=False,
         eval_strategy="steps",
         eval_steps=min(t.eval_every, steps),
-        eval_on_start=True,
+        eval_on_start=not resumes,  # the checkpoint's log has that evaluation
         prediction_loss_only=True,
         save_strategy="steps" if t.save_every else "no",
         save_steps=t.save_every or steps,
@@ -178,12 +186,16 @@ class _Meter(TrainerCallback):
     def __init__(self, on: str, meter_tensors: bool) -> None:
         self.on = on
         self.step_meter = StepMeter() if meter_tensors and on == "cpu" else None
-        self.seconds: list[float] = []
-        self.metered: int | None = None
+        self.seconds: list[float] = []  # a step
+        self.disturbed: set[int] = set()  # steps that tell nothing of speed: a first one, the metered one
+        self.peak_before = 0  # of a run that this one resumes
         self.peak_tensor_bytes: int | None = None
         self.gradient_bytes: int | None = None
         self.stopped: str | None = None
         self.optimizer = None  # set once there is one
+
+    def on_train_begin(self, args, state, control, **_):
+        self.disturbed.add(len(self.seconds))
 
     def on_step_begin(self, args, state, control, model=None, **_):
         if self.step_meter and len(self.seconds) == METERED_STEP - 1:
@@ -199,12 +211,12 @@ class _Meter(TrainerCallback):
         self.seconds.append(self._now() - self._start)
         if self.step_meter and len(self.seconds) == METERED_STEP:
             self.peak_tensor_bytes = self._resident + self.step_meter.stop()
-            self.metered = len(self.seconds) - 1
+            self.disturbed.add(len(self.seconds) - 1)
 
     def on_log(self, args, state, control, logs=None, **_):
         for name in ("loss", "eval_loss"):
             if not math.isfinite((logs or {}).get(name, 0.0)):
-                self.stopped = f"{name} was not a finite number at step {state.global_step}"
+                self.stopped = self.stopped or f"{name} was not a finite number at step {state.global_step}"
                 control.should_training_stop = True
 
     def _now(self) -> float:
@@ -213,16 +225,44 @@ class _Meter(TrainerCallback):
         return time.perf_counter()
 
     def timed(self) -> list[float]:
-        """Seconds of the steps that ran undisturbed: not the first, not the metered one."""
-        steps = [s for i, s in enumerate(self.seconds) if i not in (0, self.metered)]
+        """Seconds of the steps that ran undisturbed: no first one, not the metered one."""
+        steps = [s for i, s in enumerate(self.seconds) if i not in self.disturbed]
         return steps or self.seconds
+
+    def peak_memory(self) -> tuple[int, str]:
+        """(bytes, which meter), of the resumed run too."""
+        peak, which = peak_memory(self.on)
+        return max(peak, self.peak_before), which
+
+    def saved(self) -> str:
+        """What was measured so far, for the marker of a checkpoint."""
+        return json.dumps(
+            {
+                "seconds": self.seconds,
+                "disturbed": sorted(self.disturbed),
+                "peak_before": self.peak_memory()[0],
+                "peak_tensor_bytes": self.peak_tensor_bytes,
+                "gradient_bytes": self.gradient_bytes,
+            }
+        )
+
+    def restore(self, text: str) -> None:
+        for name, value in json.loads(text).items():
+            setattr(self, name, set(value) if name == "disturbed" else value)
 
 
 class _MarkComplete(TrainerCallback):
+    def __init__(self, meter: _Meter) -> None:
+        self.meter = meter
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # nothing is left to resume; the result itself is saved next
+
     def on_save(self, args, state, control, **_):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
-            (folder / COMPLETE).write_text(f"{state.global_step}\n")
+            write_atomic(folder / COMPLETE, self.meter.saved())
 
 
 def newest_checkpoint(out: Path) -> Path | None:

@@ -52,8 +52,8 @@ def draw_comparison(records: Records) -> style.Figure:
     notes = []
     if any(intervals.values()):
         notes.append(
-            f"Perplexity: whiskers are the 95 % confidence interval of the difference from "
-            f"{records[reference].label}, paired by evaluation window; the axis does not start at 0."
+            "Perplexity: whiskers are the paired 95 % confidence interval of the difference from "
+            f"{records[reference].label}; the axis does not start at 0."
         )
     if any(records[arm].size_bytes.quantized_weights for arm in arms):
         notes.append("Hatched bars and hollow markers: weights stored in 8 bits or fewer.")
@@ -118,8 +118,9 @@ def _limits(axes, measure, drawn, end):
         low, high = np.log10(min(drawn)), np.log10(max(drawn))
         span = max(high - low, 1.0)
         axes.set_xscale("log")
-        axes.set_xlim(10 ** (low - 0.15 * span), 10 ** (high + 0.75 * span))
+        axes.set_xlim(10 ** (low - 0.15 * span), 10 ** (high + 0.65 * span))
         axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda value, _: style.count(value, short=True))
     elif measure is PERPLEXITY:
         span = max(end - min(drawn), 0.02 * end)
         axes.set_xlim(min(drawn) - 0.15 * span, end + 0.55 * span)
@@ -150,9 +151,9 @@ def draw_radar(records: Records) -> style.Figure:
     table, styles = ratios_to_best(records, arms), style.arm_styles(records)
     angles = np.linspace(0, 2 * np.pi, len(MEASURES), endpoint=False)
     notes = [
-        "Each axis is the ratio to the best arm: best arm = 1, linear from 0 at the centre, outward "
-        "is better. Smaller-is-better measures (size, time, parameters, perplexity) are inverted. "
-        "The area has no meaning."
+        "Each axis is the ratio to the best arm: best = 1, linear from 0 at the centre, outward is "
+        "better. Where less is better (size, time, parameters, perplexity) it is best / value. The "
+        "area has no meaning."
     ]
     with style.page_style():
         figure = framed("Six measures as ratios to the best arm", 9.2, records, arms, notes)
@@ -162,7 +163,10 @@ def draw_radar(records: Records) -> style.Figure:
         axes.set_theta_direction(-1)
         axes.set_ylim(0, 1.06)
         axes.set_xticks(angles, [parts.wrapped(m.title, 14) for m in MEASURES])
-        axes.tick_params(axis="x", pad=6, labelsize=7)
+        axes.tick_params(axis="x", pad=3, labelsize=7)
+        for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+            side = round(np.sin(angle), 6)
+            label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
         axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["0.25", "0.5", "0.75", "1 = best"])
         axes.set_rlabel_position(30)
         axes.tick_params(axis="y", labelsize=5.5, labelcolor=SOFT)

@@ -54,11 +54,11 @@ def _trainable(r: RunRecord) -> float | None:
 
 
 SIZE = Measure(
-    "Model size", "resident weights, adapter included", lambda r: r.size_bytes.total,
+    "Model size", "resident, with adapter", lambda r: r.size_bytes.total,
     style.bytes_unit, True,
 )  # fmt: skip
 STEP_TIME = Measure(
-    "Training time per step", "median", lambda r: r.train and r.train.seconds_per_step,
+    "Training time per step", "median step", lambda r: r.train and r.train.seconds_per_step,
     style.seconds_unit, True, of_training=True,
 )  # fmt: skip
 TRAINABLE = Measure(
@@ -83,7 +83,7 @@ def framed(title: str, height: float, records: Records, arms: Sequence[str], not
     """A figure with its title above, and notes and the records' footer below; `height` in cm."""
     figure = style.new_figure(height)
     lines = [line for note in notes for line in textwrap.wrap(note, 132)]
-    foot = textwrap.wrap(style.footer(records, arms), 138)
+    foot = _lines(style.footer(records, arms), 140)
     inches, line = height * style.CM, 8.2 * POINT
     bottom = (len(lines) + len(foot)) * line + 5 * POINT
     figure.text(0.004, 1 - 3 * POINT / inches, title, size=9, weight="bold", va="top")
@@ -102,8 +102,19 @@ def framed(title: str, height: float, records: Records, arms: Sequence[str], not
     return figure
 
 
+def _lines(pieces: Sequence[str], width: int) -> list[str]:
+    """Pieces joined by dots into lines; a line breaks between pieces, inside one only if it must."""
+    lines: list[str] = []
+    for piece in pieces:
+        if lines and len(lines[-1]) + 3 + len(piece) <= width:
+            lines[-1] += f" · {piece}"
+        else:
+            lines += textwrap.wrap(piece, width)
+    return lines
+
+
 def wrapped(label: str, width: int = 15) -> str:
-    return "\n".join(textwrap.wrap(label, width))
+    return "\n".join(textwrap.wrap(label, width, break_long_words=False))
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -15,6 +15,7 @@ BYTES_CAPTION = (
     "Perplexity against the bytes that are deployed, for every arm that was scored. The dotted line "
     "joins the arms that no other arm beats in both size and perplexity."
 )
+COLUMNS = (0.0, 0.27, 0.88)  # of the table beside the dots, in its width
 ALONE_CAPTION = (
     "Perplexity of the untrained base in each data type, on the same windows. Whiskers are paired "
     "95 % confidence intervals of the difference from the unquantized base."
@@ -57,11 +58,12 @@ def draw_quality_against_bytes(records: Records) -> style.Figure:
     points = {arm: (unit.of(SIZE.of(records[arm])), deployed(records[arm])[0]) for arm in arms}
     missing = [arm for arm in style.in_order(records) if arm not in arms]
     notes = [
-        "Hollow markers: weights stored in 8 bits or fewer. Dotted: arms that no other arm beats in "
-        "both directions; down and left is better. The vertical axis does not start at 0."
+        "Down and left is better; the vertical axis does not start at 0. Dotted: arms that no other "
+        "arm beats in both.",
+        "Hollow markers: weights stored in 8 bits or fewer.",
     ]
     if missing:
-        notes.append(f"Perplexity {parts.NOT_MEASURED}: {parts.named(records, missing)}.")
+        notes[-1] += f" Perplexity {parts.NOT_MEASURED}: {parts.named(records, missing)}."
     with style.page_style():
         figure = framed("Perplexity against deployed size", 9.6, records, arms, notes)
         axes = figure.subplots()
@@ -102,7 +104,8 @@ def _label_points(axes, points, records, styles):
             axes.plot([x, column], [y, at - over], color=styles[arm].color, lw=0.5, zorder=2)
             axes.text(
                 column, at - over, f" {records[arm].label}, {style.number(y, 4)}", va="center",
-                size=6.5, color=INK,
+                size=6.5, color=INK, zorder=4,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )  # fmt: skip
 
 
@@ -112,15 +115,16 @@ def draw_quantization_alone(records: Records) -> style.Figure:
     reference = deployed(records["base"])[0]
     unit = style.bytes_unit([SIZE.of(records[arm]) for arm in arms])
     notes = [
-        f"Whiskers and brackets: 95 % confidence interval of the difference from "
-        f"{records['base'].label}, paired by evaluation window. The axis does not start at 0."
+        "Whiskers and brackets: paired 95 % confidence interval of the difference from "
+        f"{records['base'].label}; the axis does not start at 0."
     ]
     with style.page_style():
         figure = framed(
             "What quantization alone costs: the untrained base", 3.9 + 0.62 * len(arms), records,
             arms, notes,
         )  # fmt: skip
-        axes = figure.subplots()
+        axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(1, 0.72))
+        table.set_axis_off()
         axes.axvline(reference, color=SOFT, lw=0.8, ls="--", zorder=0)
         for row, arm in enumerate(arms):
             axes.axhline(row, color=FAINT, lw=0.5, zorder=0)
@@ -133,15 +137,18 @@ def draw_quantization_alone(records: Records) -> style.Figure:
                         [reference * r.low, reference * r.high], [row, row],
                         color=styles[arm].color, lw=1.6, zorder=1,
                     )  # fmt: skip
-                    change = f"{_percent(r.value)} [{_percent(r.low)}, {_percent(r.high)}]"
+                    low, high = (_percent(x).removesuffix(" %") for x in (r.low, r.high))
+                    change = f"{_percent(r.value)} [{low}, {high}]"
             axes.plot(value, row, **styles[arm].point, zorder=2)
             cells = (style.number(value, 4), change, style.number(unit.of(SIZE.of(records[arm]))))
-            for x, cell in zip((1.03, 1.14, 1.46), cells, strict=True):
-                axes.text(x, row, cell, transform=axes.get_yaxis_transform(), va="center", size=6.5)
+            for x, cell in zip(COLUMNS, cells, strict=True):
+                table.text(
+                    x, row, cell, transform=table.get_yaxis_transform(), va="center", size=6.5
+                )
         headers = ("perplexity", "change [95 % CI]", unit.name)
-        for x, header in zip((1.03, 1.14, 1.46), headers, strict=True):
-            axes.text(
-                x, -0.75, header, transform=axes.get_yaxis_transform(), va="center", size=6.5,
+        for x, header in zip(COLUMNS, headers, strict=True):
+            table.text(
+                x, -0.75, header, transform=table.get_yaxis_transform(), va="center", size=6.5,
                 weight="bold",
             )  # fmt: skip
         axes.set_yticks(range(len(arms)), [parts.wrapped(records[a].label, 18) for a in arms])

@@ -109,7 +109,7 @@ def _label_ends(axes, ends, records, styles):
 def tensor_peak(record: RunRecord) -> int | None:
     """Peak tensor bytes: metered on a CPU; on CUDA the allocator's peak is the same thing."""
     train = record.train
-    if train.peak_tensor_bytes is None and record.provenance.device.startswith("cuda"):
+    if train.peak_tensor_bytes is None and record.provenance.device != "cpu":
         return train.peak_memory_bytes
     return train.peak_tensor_bytes
 
@@ -134,67 +134,66 @@ def memory_arms(records: Records) -> list[str]:
 
 
 def draw_memory_breakdown(records: Records) -> style.Figure:
-    """Stacked bars of measured components, with the peak of the whole process as a mark."""
+    """Stacked bars of measured components, with the measured peak of all memory as a mark."""
     arms = memory_arms(records)
     table = {arm: memory_parts(records[arm]) for arm in arms}
-    marks = {arm: records[arm].train.peak_memory_bytes for arm in arms}
     totals = {arm: sum(max(b or 0, 0) for b in table[arm]) for arm in arms}
+    peaks = {arm: records[arm].train.peak_memory_bytes for arm in arms}
     # A process of hundreds of MiB would flatten bars of a few KiB: then it is written, not drawn.
-    drawn_marks = max(marks.values()) < 20 * max(totals.values())
+    marked = max(peaks.values()) < 20 * max(totals.values())
+    meter = ", ".join(dict.fromkeys(records[arm].train.peak_memory_meter for arm in arms))
     unit = style.bytes_unit(totals.values())
-    meters = ", ".join(dict.fromkeys(records[arm].train.peak_memory_meter for arm in arms))
+    notes = _memory_notes(records, table)
+    if any(peaks[arm] != totals[arm] for arm in arms):
+        notes.append(f"In all: {meter}{'' if marked else ', too far to the right to be drawn'}.")
     with style.page_style():
-        notes = _memory_notes(records, table)
         figure = framed(
             "Memory at the peak of a training step", 4.6 + 0.8 * len(arms), records, arms, notes
         )
         axes = figure.subplots()
         for row, arm in enumerate(arms):
-            start = 0.0
-            for (name, color, hatch), part in zip(COMPONENTS, table[arm], strict=True):
-                if part and part > 0:
-                    axes.barh(
-                        row, unit.of(part), left=start, height=0.6, color=color, hatch=hatch,
-                        edgecolor="white", linewidth=0.4, label=name,
-                    )  # fmt: skip
-                    start += unit.of(part)
-            far = start
-            if drawn_marks:
-                far = max(start, unit.of(marks[arm]))
-                axes.plot(
-                    unit.of(marks[arm]), row, marker="|", ms=14, mew=1.6, color=INK, ls="none",
-                    label=meters,
-                )  # fmt: skip
-            text = f"{style.number(start)} {unit.name}"
+            end = _stack(axes, row, table[arm], unit)
+            text = f"{style.number(end)} {unit.name} of tensors"
             if table[arm][-1] is None:
-                text += f", activations {parts.NOT_MEASURED}"
+                text = f"{style.number(end)} {unit.name} counted, activations {parts.NOT_MEASURED}"
+            if peaks[arm] != totals[arm]:
+                text += f",\n{_bytes(peaks[arm])} in all"
+            if marked:
+                mark = unit.of(peaks[arm])
+                axes.plot(mark, row, marker="|", ms=14, mew=1.6, color=INK, ls="none", label=meter)
+                end = max(end, mark)
             axes.annotate(
-                text, (far, row), xytext=(6, 0), textcoords="offset points", va="center", size=6.5
+                text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", size=6.5
             )
         axes.set_yticks(range(len(arms)), [parts.wrapped(records[a].label, 18) for a in arms])
         axes.set_ylim(len(arms) - 0.5, -0.5)
-        axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"memory, {unit.name}")
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        wanted = [name for name, *_ in COMPONENTS if name in handles]
-        wanted += [meters] if meters in handles else []
-        figure.legend(
-            [handles[name] for name in wanted], wanted, loc="outside upper left", ncols=4,
-            columnspacing=1.4,
+        wanted = [name for name in (*(name for name, *_ in COMPONENTS), meter) if name in handles]
+        axes.legend(
+            [handles[name] for name in wanted], wanted, loc="lower left",
+            bbox_to_anchor=(-0.01, 1.0), ncols=4, columnspacing=1.4, markerscale=0.5,
         )  # fmt: skip
-        if not drawn_marks:
-            far = max(marks.values())
-            big = style.bytes_unit([far])
-            axes.set_xlabel(
-                f"memory, {unit.name}   (the mark for {meters}, up to "
-                f"{style.number(big.of(far))} {big.name}, lies far to the right)"
-            )
     return figure
 
 
+def _stack(axes, row: int, components, unit: style.Unit) -> float:
+    """One stacked bar; returns where it ends."""
+    end = 0.0
+    for (name, color, hatch), part in zip(COMPONENTS, components, strict=True):
+        if part and part > 0:
+            axes.barh(
+                row, unit.of(part), left=end, height=0.6, color=color, hatch=hatch,
+                edgecolor="white", linewidth=0.4, label=name,
+            )  # fmt: skip
+            end += unit.of(part)
+    return end
+
+
 def _memory_notes(records, table) -> list[str]:
-    notes = ["Values: the sum of the parts, which is the peak of the tensors in one step."]
+    notes = ["Of tensors: the peak of one step, which is the sum of the parts."]
     if over := [arm for arm, parts_ in table.items() if parts_[-1] is not None and parts_[-1] < 0]:
         notes.append(
             f"{parts.named(records, over)}: the parts exceed the measured peak, because they are "
@@ -230,6 +229,6 @@ def memory_alt(records: Records) -> str:
     return f"Stacked bars of memory by component. {'. '.join(map(one, memory_arms(records)))}."
 
 
-def _bytes(n: int) -> str:
+def _bytes(n: float) -> str:
     unit = style.bytes_unit([n])
     return f"{style.number(unit.of(n))} {unit.name}"

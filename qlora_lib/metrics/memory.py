@@ -57,7 +57,11 @@ def resident_bytes() -> int:
 
 
 class StepMeter:
-    """Peak tensor bytes of what runs between `start` and `stop` (CPU allocator events)."""
+    """Peak tensor bytes of what runs between `start` and `stop` (CPU allocator events).
+
+    The profiler does not see a block from before `start` being freed. Nothing is in a training
+    step: gradients are gone when one begins, weights and optimizer states stay.
+    """
 
     def __init__(self) -> None:
         self._profiler = None

@@ -33,13 +33,17 @@ def perplexity(model, token_ids, context: int = 512, stride: int = 512, batch_si
         UsageError: for an impossible context or stride, or fewer than two tokens.
         QloraError: when the model's loss is not finite.
     """
+    if isinstance(token_ids, torch.Tensor):
+        token_ids = token_ids.cpu()
     ids = torch.as_tensor(np.asarray(token_ids), dtype=torch.long).reshape(-1)
     if context < 2 or not 1 <= stride <= context:
         raise UsageError(f"context {context} and stride {stride} fit no window", "Need 2 <= context, 1 <= stride <= context")
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; a whole number of at least 1 was expected")
     if len(ids) < 2:
         raise UsageError(f"perplexity needs two tokens or more, got {len(ids)}", "Give a longer text")
     spans = window_spans(len(ids), context, stride)
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     sums, counts = [], []
     was_training = model.training
     model.eval()

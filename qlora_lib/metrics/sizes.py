@@ -44,20 +44,22 @@ def model_bytes(model) -> ModelBytes:
     def add(kind: str, tensor: torch.Tensor | None) -> None:
         if tensor is None or tensor.numel() == 0:
             return
-        key = (tensor.device, tensor.untyped_storage().data_ptr())
+        key = (tensor.device, tensor.data_ptr())
         if key not in seen:
             seen.add(key)
             sums[kind] += tensor_bytes(tensor)
 
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_adapter(name):
-            add("adapter", tensor)
-        elif is_quantized(tensor):
-            add("quantized_weights", tensor)
-            for state in quantization_tensors(tensor):
-                add("quantization_state", state)
-        else:
-            add("unquantized", tensor)
+    for prefix, module in model.named_modules():
+        own = [*module.named_parameters(prefix, recurse=False), *module.named_buffers(prefix, recurse=False)]
+        for name, tensor in own:
+            if is_adapter(name):
+                add("adapter", tensor)
+            elif is_quantized(tensor):
+                add("quantized_weights", tensor)
+                for state in quantization_tensors(module, tensor):
+                    add("quantization_state", state)
+            else:
+                add("unquantized", tensor)
     return ModelBytes(**sums)
 
 
@@ -65,10 +67,11 @@ def is_quantized(tensor: torch.Tensor) -> bool:
     return type(tensor).__name__ in ("Params4bit", "Int8Params")
 
 
-def quantization_tensors(weight) -> list[torch.Tensor]:
-    """What a bitsandbytes weight needs beside its codes to be read back."""
-    if type(weight).__name__ == "Int8Params":
-        return [weight.SCB] if getattr(weight, "SCB", None) is not None else []
+def quantization_tensors(module, weight) -> list[torch.Tensor]:
+    """What the bitsandbytes weight of `module` needs beside its codes to be read back."""
+    if type(weight).__name__ == "Int8Params":  # the first forward moves its scales to the module
+        scales = weight.SCB if weight.SCB is not None else module.state.SCB
+        return [scales] if scales is not None else []
     state = getattr(weight, "quant_state", None)
     if state is None:  # not quantized yet
         return []

@@ -10,6 +10,7 @@ import time
 
 import torch
 
+from qlora_lib.errors import UsageError
 from qlora_lib.records import Generation
 
 
@@ -17,6 +18,8 @@ def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int) -
     """Time `model.generate` on one prompt."""
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     prompt_tokens = inputs["input_ids"].shape[1]
+    if prompt_tokens == 0:
+        raise UsageError("the prompt holds no token", "Give some text: evaluation.prompt")
     was_training, use_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True

@@ -39,7 +39,7 @@ def appendix(store: Store) -> dict[str, Any]:
         "samples": [
             {"arm": [{"raw": arm}], "text": parse(f"{{{arm}.generation.sample}}", store)}
             for arm, r in records.items()
-            if r.generation and r.generation.sample
+            if r.generation and (r.generation.sample or "").strip()
         ],
         "attribution": parse("{any.data.attribution}", store)
         if store.has("any.data.attribution") else [],

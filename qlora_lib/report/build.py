@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import typst
 
 from qlora_lib import published
-from qlora_lib.config import load_profile
-from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.config import load_profile, profile_names
+from qlora_lib.errors import QloraError
 from qlora_lib.paths import report_dir, write_atomic
 from qlora_lib.records import RunRecord
 from qlora_lib.report import quantities
@@ -108,26 +108,30 @@ def report_data(
         "figures": {f.name: {"path": f"/figures/{f.name}.svg", "alt": f.alt} for f in figures},
         "appendix": appendix(store),
     }
-    for file in sorted(template.rglob("*.typ")):
+    for file in template_files(template):
         for key in _NAMED_IN_TEMPLATE.findall(file.read_text(encoding="utf-8")):
             store.use(key)
-    used = sorted(store.used)
-    data["values"] = {key: store.get(key).as_json() for key in used}
+    data["values"] = {key: value.as_json() for key, value in store.printed().items()}
     return data
 
 
 def _rates_searched(profile: str) -> bool:
-    try:
-        return load_profile(profile).search is not None
-    except UsageError:  # records of a profile that this checkout does not have
-        return False
+    """Whether the profile chose each method's rate by a search; no for records of a profile that
+    this checkout does not have."""
+    return profile in profile_names() and load_profile(profile).search is not None
+
+
+def template_files(template: Path) -> list[Path]:
+    """The template's own files; what reports wrote beside them is none of them."""
+    patterns = ("*.typ", "*.bib", "chapters/*.typ")
+    return sorted(file for pattern in patterns for file in template.glob(pattern))
 
 
 def lay_out(folder: Path, template: Path, data: str, figures: Sequence["DrawnFigure"]) -> None:
     """Put template, data and pictures into one folder, the only one that Typst may read."""
     if not (template / TEMPLATE).is_file():
         raise QloraError(f"no report template at {template / TEMPLATE}", "Run from the checkout")
-    for file in [*template.glob("*.typ"), *template.glob("*.bib"), *template.glob("chapters/*.typ")]:
+    for file in template_files(template):
         place = folder / file.relative_to(template)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
@@ -156,5 +160,7 @@ def compile_pdf(folder: Path, timestamp: int, audit: bool = False) -> bytes:
 
 
 def _diagnostic(found) -> str:
-    where = re.search(r"┌─ (\S+)", found.diagnostic)
-    return found.message + (f" ({where[1]})" if where else "")
+    """The message with its place in the template; the folder of the build is nobody's business."""
+    message = re.sub(r" \(searched at .*\)", "", found.message)
+    where = re.search(r"┌─ (?:\S*/)?(\S+?:\d+)", found.diagnostic)
+    return message + (f" ({where[1]})" if where else "")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from qlora_lib.report.grid import HERE
 from qlora_lib.report.segments import parse
-from qlora_lib.report.tables import HERE
 from qlora_lib.report.values import Store
 
 CAPTIONS = {

@@ -125,11 +125,6 @@ def lora_parameters(rank, *widths) -> int:
 
 
 @named
-def total_parameters(*widths) -> int:
-    return _llama(*widths).parameters.total
-
-
-@named
 def total_parameters_plain(hidden, layers, heads, intermediate, vocabulary) -> int:
     """As many key and value heads as heads: a LLaMA without grouped queries."""
     return _llama(hidden, layers, heads, heads, intermediate, vocabulary).parameters.total

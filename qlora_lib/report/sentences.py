@@ -6,13 +6,13 @@ and a sentence about an arm that was not measured is left out or says so. The co
 report stand in verdicts.py.
 """
 
-from qlora_lib.report import reading
+from qlora_lib.report import phrases, reading
 from qlora_lib.report.formats import NOT_MEASURED
+from qlora_lib.report.phrases import METHOD
 from qlora_lib.report.values import Store
 
 Paragraph = tuple[str, str]  # (lead or "", text)
 
-METHOD = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 NOTHING = f"The arms that this part compares were {NOT_MEASURED} in this run."
 
 
@@ -55,15 +55,20 @@ def abstract(s: Store) -> list[str]:
         "fine-tuning holds {full.size_bytes.total@mib_unit}, {size-gain.qlora.full} the bytes; the " \
         "published {published.12.compression ratio.qlora} counts 4-bit codes only." \
         if s.has("size-gain.qlora.full") else None  # fmt: skip
-    return join(first) + join(size, _recovery(s), _quality_against_full(s), _step(s, "qlora", "full"),
-                              _decode(s, "qlora", "full"))  # fmt: skip
+    found = [
+        phrases.recovery(s),
+        phrases.quality_against_full(s),
+        phrases.step_time(s, "qlora", "full"),
+        phrases.decoding(s, "qlora", "full"),
+    ]
+    return join(first) + join(size, *found)
 
 
 def run(s: Store) -> list[str]:
     arms = s.records.values()
     text = [
-        "The model here is {any.model.name} with {any.model.parameters_total} parameters, the text "
-        "{any.data.name}, the machine {hardware}. " + _shared(s) + " What a run did not measure is "
+        "The runs here are of {any.model.name}, with {any.model.parameters_total} parameters, on the text "
+        "{any.data.name} and the machine {hardware}. " + _shared(s) + " What a run did not measure is "
         f"printed as “{NOT_MEASURED}”, never as a guess."
     ]
     stopped = [r for r in arms if r.status != "complete"]
@@ -93,7 +98,7 @@ def rates(s: Store) -> list[str]:
 
 
 def model(s: Store) -> list[str]:
-    source = "It comes from: {any.model.source}."
+    source = "The model here is {any.model.name}, which comes from: {any.model.source}."
     note = "About its weights: {any.model.note}" if s.has("any.model.note") else None
     return join(source, note)
 
@@ -185,12 +190,12 @@ def training(s: Store) -> list[str]:
             "The peak memory of training changes by {peak-memory-change.qlora.full} against full "
             "fine-tuning, and optimizer state by {optimizer-state-change.qlora.full}."
         )
-    return join(_step(s, "qlora", "full"), _step(s, "qlora", "lora"), memory) + join(checkpointing)
+    return join(phrases.step_time(s, "qlora", "full"), phrases.step_time(s, "qlora", "lora"), memory) + join(checkpointing)
 
 
 def perplexity(s: Store) -> list[str]:
-    text = [_gain(s, arm) for arm in METHOD]
-    return join(*text) + join(_recovery(s), _quality_against_full(s), _quality_against_lora(s))
+    text = [phrases.gain(s, arm) for arm in METHOD]
+    return join(*text) + join(phrases.recovery(s), phrases.quality_against_full(s), phrases.quality_against_lora(s))
 
 
 def inference(s: Store) -> list[str]:
@@ -199,7 +204,7 @@ def inference(s: Store) -> list[str]:
         "weights it costs nothing."
         if s.has("decode-ratio.lora.base") and reading.latency(s, "lora", "base") == "higher" else None
     )  # fmt: skip
-    return join(_decode(s, "qlora", "full"), _decode(s, "qlora", "lora"), merged)
+    return join(phrases.decoding(s, "qlora", "full"), phrases.decoding(s, "qlora", "lora"), merged)
 
 
 def losses(s: Store) -> list[str]:
@@ -227,7 +232,7 @@ def peak(s: Store) -> list[str]:
 
 
 def quantization(s: Store) -> list[str]:
-    text = [_format_cost(s, arm, name) for arm, name in (
+    text = [phrases.format_cost(s, arm, name) for arm, name in (
         ("base-int8", "8-bit"), ("base-nf4", "NF4"), ("base-nf4dq", "NF4 with double quantization"),
         ("base-fp4", "FP4"))]  # fmt: skip
     best = reading.best(s, ("base-nf4", "base-fp4"), "perplexity.before")
@@ -241,109 +246,10 @@ def quantization(s: Store) -> list[str]:
 
 
 def deployed(s: Store) -> list[str]:
-    text = [_after(s, arm, name) for arm, name in (
+    text = [phrases.quantized_after(s, arm, name) for arm, name in (
         ("full-nf4dq", "full fine-tuning quantized after training"),
         ("lora-nf4dq", "LoRA merged and then quantized"))]  # fmt: skip
     return join(
         "The study recommends, without running it, to train in full precision and quantize after." if any(text) else None,
         *text,
     )  # fmt: skip
-
-
-# --- one sentence each ----------------------------------------------------------------------------
-
-
-def _step(s: Store, one: str, other: str) -> str | None:
-    way = reading.step_time(s, one, other)
-    if way is None:
-        return None
-    a, b = METHOD[one], METHOD[other]
-    times = f"{{{one}.train.seconds_per_step@seconds_unit}} against {{{other}.train.seconds_per_step@seconds_unit}}"
-    if way == "same":
-        return f"Between a training step of {a} and one of {b} no difference in time is shown ({times}; the quartiles overlap)."
-    word = "slower" if way == "higher" else "faster"
-    return f"A training step of {a} is {word} than one of {b}: {times}, {{step-time-change.{one}.{other}}} in time."
-
-
-def _decode(s: Store, one: str, other: str) -> str | None:
-    way = reading.latency(s, one, other)
-    if way is None:
-        return None
-    a, b = METHOD[one], METHOD[other]
-    rates = f"{{{one}.generation.tokens_per_second}} against {{{other}.generation.tokens_per_second}} tokens per second"
-    if way == "same":
-        return f"In generation no difference between {a} and {b} is shown ({rates}; the repeats overlap)."
-    if way == "higher":
-        return f"In generation {a} is slower than {b}: {rates}, {{decode-ratio.{one}.{other}}} its speed."
-    return f"In generation {a} is faster than {b}: {rates}, {{decode-ratio.{one}.{other}}} its speed."
-
-
-def _gain(s: Store, arm: str) -> str | None:
-    way, name = reading.gained(s, arm), METHOD[arm]
-    if way is None:
-        return None
-    name = name[:1].upper() + name[1:]
-    figures = f"from {{{arm}.perplexity.before}} to {{{arm}.perplexity.after}}"
-    if way == "same":
-        return f"{name} moved perplexity {figures}; no difference is shown, since the interval {{gained-interval.{arm}}} includes zero."
-    word = "lowered" if way == "lower" else "raised"
-    return f"{name} {word} perplexity {figures}."
-
-
-def _recovery(s: Store) -> str | None:
-    if not s.has("recovered"):
-        if reading.perplexity(s, "base-nf4dq", "base") == "same":
-            return "No loss from quantizing this base is shown, so there is nothing for QLoRA to win back."
-        return None
-    share, (low, high) = s.number("recovered"), s.number("recovered_interval")
-    interval = "{confidence} interval {recovered_interval}"
-    if low <= 0 <= high:
-        return (f"That QLoRA’s training wins back any of what quantization cost is not shown ({{recovered}}, {interval}).")  # fmt: skip
-    if share < 0:
-        return f"QLoRA’s training does not win back what quantization cost; it adds to it ({{recovered}}, {interval})."
-    how = "more than all" if low > 1 else "all or nearly all" if high >= 1 else "a part"
-    return (
-        f"Quantizing the base costs perplexity, and QLoRA’s training wins back {how} of that cost: "
-        f"{{recovered}} of it in log-perplexity ({interval})."
-    )
-
-
-def _quality_against_full(s: Store) -> str | None:
-    return _quality(s, "qlora", "full")
-
-
-def _quality_against_lora(s: Store) -> str | None:
-    return _quality(s, "qlora", "lora")
-
-
-def _quality(s: Store, one: str, other: str) -> str | None:
-    way = reading.perplexity(s, one, other)
-    if way is None:
-        return None
-    a, b = METHOD[one], METHOD[other]
-    figures = f"{{perplexity-change.{one}.{other}}}, {{confidence}} interval {{perplexity-interval.{one}.{other}}}"
-    if way == "same":
-        return f"Between the perplexities of {a} and {b} no difference is shown ({figures})."
-    return f"After training, {a}’s perplexity is {way} than that of {b} ({figures})."
-
-
-def _format_cost(s: Store, arm: str, name: str) -> str | None:
-    way = reading.perplexity(s, arm, "base")
-    if way is None:
-        return None
-    figures = f"{{perplexity-change.{arm}.base}}, interval {{perplexity-interval.{arm}.base}}"
-    if way == "same":
-        return f"For {name} no change of perplexity is shown ({figures})."
-    verb = "raises" if way == "higher" else "lowers"
-    return f"{name} {verb} perplexity ({figures})."
-
-
-def _after(s: Store, arm: str, name: str) -> str | None:
-    way = reading.perplexity(s, "qlora", arm)
-    if way is None:
-        return None
-    figures = f"{{perplexity-change.qlora.{arm}}}, interval {{perplexity-interval.qlora.{arm}}}"
-    if way == "same":
-        return f"Between QLoRA and {name} no difference is shown ({figures})."
-    verdict = "the better choice" if way == "lower" else "the worse choice"
-    return f"Against {name}, QLoRA is {verdict} here: its perplexity is {way} ({figures})."

@@ -1,74 +1,15 @@
-"""The report's tables, as rows of value keys: published figures and measured ones in columns of their own.
+"""The report's tables: 1-12 as in the study, then quantization alone and quantizing after training.
 
-How it works: a table is a list of columns under group heads ("published", "measured here") and rows
-of a label and one cell a column. A cell is a value key, "=words", or "" for what does not apply. Labels and captions are templates (see segments.py), so none of them can hold a typed figure.
+How it works: each function names rows by value key (grid.py); what the study published and what was
+measured here stand in columns of their own.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_lib.report import verdicts
+from qlora_lib.report.grid import HERE, METHODS, NAMES, PUBLISHED, Table, against_full, beside, row
 from qlora_lib.report.segments import parse
 from qlora_lib.report.values import Store
-
-METHODS = ("full", "lora", "qlora")
-NAMES = {"full": "Full", "lora": "LoRA", "qlora": "QLoRA"}
-PUBLISHED = "Published: TinyLlama-1.1B, WikiText-2, T4 GPU."
-HERE = "Measured here: {any.model.name}, {any.data.name}, {hardware}."
-
-
-@dataclass
-class Table:
-    name: str  # label in Typst: table-<name>
-    caption: str
-    columns: list[tuple[str, str]]  # (group, title); the group "" has no head
-    rows: list[tuple[str, ...]] = field(default_factory=list)  # (label, cell, ...); (head,) alone
-    note: str = ""
-    label: str = "Metric"
-    label_width: float = 4.6  # cm
-    widths: tuple[float, ...] = ()  # of the columns, as parts of what the label leaves; equal if none
-
-    def as_json(self, store: Store) -> dict[str, Any]:
-        return {
-            "caption": parse(self.caption, store),
-            "note": parse(self.note, store),
-            "label": self.label,
-            "label_width": self.label_width,
-            "widths": list(self.widths or [1] * len(self.columns)),
-            "columns": [
-                {"group": group, "title": parse(title, store), "published": group == "Published"}
-                for group, title in self.columns
-            ],
-            "rows": [self._row(row, store) for row in self.rows],
-        }
-
-    def _row(self, row, store: Store) -> dict[str, Any]:
-        label, *cells = row
-        return {
-            "label": parse(label, store),
-            "head": not cells,
-            "cells": [parse(c[1:] if c[:1] == "=" else f"{{{c}}}", store) if c else [] for c in cells],
-        }  # fmt: skip
-
-
-def beside(name: str, title: str, rows, note: str = "") -> Table:
-    """A table in the common grid: the study's two columns, then our three methods."""
-    columns = [("Published", "Standard"), ("Published", "QLoRA")]
-    columns += [("Measured here", NAMES[m]) for m in METHODS]
-    return Table(name, f"{title} {PUBLISHED} {HERE}", columns, rows, note)
-
-
-def row(label: str, cell: str | None, field_path: str, form: str = "", arms=METHODS) -> tuple:
-    """A row of the common grid: `cell` is "table.row" of the study, `field_path` a record's."""
-    printed = [f"published.{cell}.{c}" for c in ("standard", "qlora")] if cell else ["", ""]
-    suffix = f"@{form}" if form else ""
-    return (label, *printed, *(f"{m}.{field_path}{suffix}" if m in arms else "" for m in METHODS))
-
-
-def against_full(label: str, cell: str | None, name: str) -> tuple:
-    """A row of changes against full fine-tuning; full is the baseline."""
-    printed = [f"published.{cell}.{c}" for c in ("standard", "qlora")] if cell else ["", ""]
-    return (label, *printed, "=baseline", f"{name}.lora.full", f"{name}.qlora.full")
 
 
 def all_tables(store: Store) -> dict[str, Any]:
@@ -194,18 +135,19 @@ def _results() -> list[Table]:
             row("HFU (recomputation counted)", None, "hfu"),
             ("Achieved (TFLOP/s)", *(f"published.8.achieved flops.{c}" for c in ("standard", "qlora")),
              *(f"{m}.achieved" for m in METHODS)),
-            row("Peak divided by", None, "peak.flops_per_second"),
+            row("The peak it divides by", None, "peak.flops_per_second"),
         ], "The peak here: {any-peak}."),
         beside("training", "Time and memory of training.", [
             row("Training time (s)", "9.total training time", "train.seconds"),
             row("Time per step (s)", "9.time per step", "train.seconds_per_step"),
             against_full("Time per step against full", None, "step-time-change"),
-            row("Relative performance", "9.relative performance", "", arms=()),
+            against_full("Relative performance", "9.relative performance", "throughput-change"),
             row("Tokens per second", None, "train.tokens_per_second"),
             row("Peak memory of the process (MiB)", None, "train.peak_memory_bytes"),
             row("Peak of the tensors (MiB)", None, "train.peak_tensor_bytes"),
             row("Optimizer state (MiB)", None, "train.optimizer.state_bytes"),
-        ], "Time per step is the median, the first step left out. Peak memory is the {any-meter}."),
+        ], "Time per step is the median, the first step left out. Relative performance here is the change of "
+           "tokens per second. Peak memory is the {any-meter}."),
         beside("perplexity", "Perplexity on the test split.", [
             row("Before training", None, "perplexity.before"),
             row("After training", "10.perplexity", "perplexity.after"),

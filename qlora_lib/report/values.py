@@ -46,6 +46,8 @@ FIELD_FORMATS = (
     (r"provenance\.finished", "date"),
     (r"provenance\.(cache_key|git_commit)", "short"),
     (r"provenance\.wall_seconds", "seconds_unit"),
+    (r"perplexity\.window_nll_.*|generation\.repeats", "numbers"),
+    (r"train\.(loss|eval_loss|seconds_per_step_quartiles)", "numbers"),
     (r"seed", "plain"),
 )
 
@@ -126,6 +128,18 @@ class Store:
         value = self.get(key)
         self.used.add(key)
         return value
+
+    def printed(self) -> dict[str, Value]:
+        """The values that the document prints and, so that each can be checked, all that they are
+        computed from."""
+        found: dict[str, Value] = {}
+        waiting = sorted(self.used)
+        while waiting:
+            value = self.get(waiting.pop())
+            if value.key not in found:
+                found[value.key] = value
+                waiting += value.source.get("inputs", [])
+        return dict(sorted(found.items()))
 
     def alias(self, key: str, candidates: Iterable[str]) -> None:
         """Name the first of `candidates` that was measured, else the first."""

@@ -5,7 +5,8 @@ the opposite result puts the point on the other list. `choices` gives the rows o
 """
 
 from qlora_lib.report import reading
-from qlora_lib.report.sentences import METHOD, Paragraph
+from qlora_lib.report.phrases import METHOD
+from qlora_lib.report.sentences import Paragraph
 from qlora_lib.report.values import Store
 
 TRAINED = ("full", "lora", "qlora")
@@ -144,7 +145,7 @@ def choices(s: Store) -> list[tuple[str, str, str]]:
     def add(aim, field, least, why, arms=TRAINED):
         arm = reading.best(s, arms, field, least)
         if arm:
-            rows.append((aim, f"={LONG[arm]}", "=" + why.format(arm=arm)))
+            rows.append((aim, f"={_capital(LONG[arm])}", "=" + _capital(why.format(arm=arm))))
 
     add("Memory while training", "train.peak_memory_bytes", True,
         "peak of {{{arm}.train.peak_memory_bytes@mib_unit}}, the lowest of the methods run")  # fmt: skip
@@ -156,7 +157,11 @@ def choices(s: Store) -> list[tuple[str, str, str]]:
     add("Many tasks over one base", "size_bytes.adapter", True,
         "an adapter of {{{arm}.size_bytes.adapter@mib_unit}} a task, on one base of "
         "{{{arm}.size_bytes.base@mib_unit}}", arms=_smallest_base(s))  # fmt: skip
-    return rows or [("Any of these", "=not measured", "=this run holds no two methods to choose from")]
+    return rows or [("Any of these", "=not measured", "=This run holds no two methods to choose from")]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _smallest_base(s: Store) -> tuple[str, ...]:
@@ -173,7 +178,7 @@ def _fastest(s: Store) -> list[tuple[str, str, str]]:
     why = f"={{{arm}.train.tokens_per_second}} tokens per second, the most of the methods run"
     if same:
         why += f"; no difference from {' and '.join(LONG[a] for a in same)} is shown"
-    return [("Time while training", f"={LONG[arm]}", why)]
+    return [("Time while training", f"={_capital(LONG[arm])}", why)]
 
 
 def _same_time(s: Store, one: str, other: str) -> bool:
@@ -186,10 +191,10 @@ def _quality(s: Store, aim: str, arms) -> list[tuple[str, str, str]]:
     if found is None:
         return []
     arm, tied = found
-    why = f"=perplexity {{{s.deployed(arm)}}} in {{{arm}.size_bytes.total@mib_unit}}, the lowest of these"
+    why = f"=Perplexity {{{s.deployed(arm)}}} in {{{arm}.size_bytes.total@mib_unit}}, the lowest of these"
     if tied:
         why += f"; no difference from {' and '.join(LONG[a] for a in tied)} is shown"
-    return [(aim, f"={LONG[arm]}", why)]
+    return [(aim, f"={_capital(LONG[arm])}", why)]
 
 
 def _choosing(s: Store) -> list[str]:

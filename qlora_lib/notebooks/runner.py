@@ -1,0 +1,229 @@
+"""Execute the notebooks of the course headlessly, each once for the same code, records and parameters.
+
+How it works: every notebook runs in a kernel of its own through papermill, in a temporary file, and
+is renamed into report/<profile>/notebooks/ only when all its cells have run. Papermill marks the
+cells of a dead kernel "completed", so a failure is taken from the exception alone; what had run by
+then is kept as NN.failed.ipynb. Beside each output a stamp holds the hash of all that decides it; an
+equal hash means that nothing is executed. The kernel is this very Python: installed kernel
+specifications are not asked, because another environment's "python3" may stand before ours.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qlora_lib import hardware
+from qlora_lib.config import Profile
+from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.paths import project_root, report_dir, write_atomic
+from qlora_lib.records import RunRecord, records_of
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Executed:
+    name: str  # 05_comparison
+    output: Path  # the executed .ipynb
+    html: Path
+    cached: bool
+    seconds: float  # of this call
+
+
+def run_notebooks(profile: Profile, only: list[str] | None = None, force: bool = False) -> list[Executed]:
+    """Run the arms of the profile that are missing, then execute the notebooks on their records.
+
+    Raises UsageError for an unknown number in `only`, QloraError when an arm or a cell fails.
+    """
+    from qlora_lib.study import run_profile
+
+    choose(only)  # a wrong number is told before the training
+    run_profile(profile)
+    return execute_notebooks(profile, "own", only, force)
+
+
+def execute_notebooks(
+    profile: Profile,
+    records: Literal["own", "committed"] = "own",
+    only: list[str] | None = None,
+    force: bool = False,
+) -> list[Executed]:
+    """Execute the notebooks on records that exist, into report/<profile>/notebooks/; nothing is trained.
+
+    Args:
+        only: numbers such as "05"; all notebooks when None.
+        force: execute again what is up to date.
+    """
+    sources = choose(only)
+    found, _ = records_of(profile.name, records)
+    folder = report_dir() / profile.name / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = {"profile": profile.name, "records": records}
+    shared = _shared_key(parameters, found)
+    executed = []
+    for number, source in enumerate(sources, 1):
+        begun = time.perf_counter()
+        key = _hash(shared.encode() + source.read_bytes())
+        cached = not force and _up_to_date(folder, source.stem, key)
+        if not cached:
+            _say(f"({number}/{len(sources)}) notebook {source.stem}")
+            _make(source, folder, parameters, key)
+        seconds = time.perf_counter() - begun
+        _say(f"notebook {source.stem}: " + ("up to date" if cached else f"{seconds:.0f} s"))
+        output = folder / f"{source.stem}.ipynb"
+        executed.append(Executed(source.stem, output, output.with_suffix(".html"), cached, seconds))
+    return executed
+
+
+def choose(only: list[str] | None = None) -> list[Path]:
+    """The notebooks' files in order, all of them or those whose numbers are named."""
+    files = {path.name.split("_")[0]: path for path in sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))}
+    if not files:
+        raise QloraError(f"no notebooks in {project_root() / 'notebooks'}", "Run from a checkout of the repository")
+    if only is None:
+        return list(files.values())
+    wanted = [number.strip().zfill(2) for number in only]
+    for number in wanted:
+        if number not in files:
+            raise UsageError(f"no notebook '{number}'", f"Choose from: {', '.join(files)}")
+    return [path for number, path in files.items() if number in wanted]
+
+
+def stamp_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.stamp.json"
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+
+def _shared_key(parameters: dict[str, str], records: dict[str, RunRecord]) -> str:
+    """All that decides every notebook's output, but its own source: the whole package's code (cells
+    may call any of it), the records, and the versions of the stack."""
+    code = [p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".yaml") and "__pycache__" not in p.parts]
+    parts = {
+        "parameters": parameters,
+        "code": {str(p.relative_to(PACKAGE)): _hash(p.read_bytes()) for p in sorted(code)},
+        "records": {arm: _hash(record.to_json().encode()) for arm, record in records.items()},
+        "versions": hardware.versions(),
+        "cpu": hardware.cpu_name(),
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def _up_to_date(folder: Path, name: str, key: str) -> bool:
+    try:
+        stamp = json.loads(stamp_path(folder, name).read_text())
+    except (OSError, ValueError):
+        return False
+    made = [folder / f"{name}{suffix}" for suffix in (".ipynb", ".html")]
+    return isinstance(stamp, dict) and stamp.get("key") == key and all(p.is_file() for p in made)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- one notebook --------------------------------------------------------------------------------
+
+
+def _make(source: Path, folder: Path, parameters: dict[str, str], key: str) -> None:
+    """Execute one notebook, write its HTML, and last the stamp that says both are whole."""
+    from qlora_lib.notebooks.html import to_html
+
+    output, stamp = folder / source.name, stamp_path(folder, source.stem)
+    stamp.unlink(missing_ok=True)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix=".running-", dir=folder) as running:
+        part = Path(running) / source.name
+        peak = _papermill(source, part, parameters, folder)
+        _without_paths(part)
+        write_atomic(output, part.read_bytes())
+    (folder / f"{source.stem}.failed.ipynb").unlink(missing_ok=True)
+    seconds = time.perf_counter() - begun
+    write_atomic(output.with_suffix(".html"), to_html(output))
+    spent = {"key": key, "seconds": round(seconds, 2), "peak_resident_bytes": peak}
+    write_atomic(stamp, json.dumps(spent, indent=1) + "\n")
+
+
+def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Path) -> int | None:
+    """Execute `source` into `part`; returns the kernel's peak resident bytes where they can be had."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    from qlora_lib.notebooks.kernel import ThisPython
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    ThisPython.peak_resident_bytes = None
+    try:
+        papermill.execute_notebook(
+            source,
+            part,
+            parameters=parameters,
+            kernel_name="python3",
+            kernel_manager_class=ThisPython,
+            coalesce_streams=True,  # text that a cell streams is one output, not one a word
+            progress_bar={"file": sys.stderr, "leave": False} if sys.stderr.isatty() else False,
+            cwd=source.parent,
+        )
+    except PapermillExecutionError as e:
+        what = f"{e.ename}: {_last_line(e.evalue)}" if e.evalue else e.ename
+        cell = f"its cell {e.cell_index + 1} (In [{e.exec_count}], `{_first_line(e.source)}`)"
+        kept = _keep_partial(part, folder)
+        raise QloraError(f"notebook {source.stem} failed in {cell}: {what}", f"What had run is in {kept}") from None
+    except (DeadKernelError, RuntimeError) as e:
+        where, kept = _running_cell(part), _keep_partial(part, folder)
+        raise QloraError(
+            f"the kernel of notebook {source.stem} died{where}: {_first_line(str(e))}",
+            f"Most often memory ran out. What had run is in {kept}",
+        ) from None
+    return ThisPython.peak_resident_bytes
+
+
+def _keep_partial(part: Path, folder: Path) -> Path:
+    kept = folder / f"{part.stem}.failed.ipynb"
+    if part.is_file():  # papermill writes it before the first cell
+        os.replace(part, kept)
+    return kept
+
+
+def _running_cell(part: Path) -> str:
+    """The cell that was running when the kernel died: the last that papermill had started."""
+    import nbformat
+
+    try:
+        cells = nbformat.read(part, as_version=4).cells
+    except (OSError, ValueError):
+        return ""
+    started = [n for n, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    return f" in its cell {started[-1] + 1} (`{_first_line(cells[started[-1]].source)}`)" if started else ""
+
+
+def _without_paths(path: Path) -> None:
+    """Drop what names this machine, and widget states, which break previews."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for key in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(key, None)
+    notebook.metadata.pop("widgets", None)
+    nbformat.write(notebook, path)
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:80]
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:300]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,85 @@
+"""`qlora report`: what is missing is run, then notebooks, figures and PDF, each timed.
+
+How it works: the arms leave records (cached by content), and all that follows reads them. An arm
+that failed does not cost the reader the others: the pages are made from the records that are there,
+and the failure is told at the end.
+"""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qlora_lib.config import Profile
+from qlora_lib.errors import QloraError
+from qlora_lib.paths import figures_dir, report_dir
+from qlora_lib.records import records_of
+
+
+@dataclass
+class Outcome:
+    profile: str
+    pdf: Path
+    figures: list[Path]
+    html: list[Path]
+    arms_run: list[str]  # the others came from the cache
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        return {
+            "profile": self.profile,
+            "pdf": str(self.pdf),
+            "figures": [str(p) for p in self.figures],
+            "html": [str(p) for p in self.html],
+            "arms_run": self.arms_run,
+            "stage_seconds": self.stage_seconds,
+        }
+
+
+def make_report(profile: Profile, force: bool = False, notebooks: bool = True, committed: bool = False) -> Outcome:
+    """Arms -> notebooks -> figures -> PDF of one profile.
+
+    Args:
+        force: run every arm and notebook again.
+        notebooks: also execute the notebooks and write their HTML.
+        committed: use the records in the repository and train nothing.
+
+    Raises:
+        QloraError: when an arm failed, after the pages of the others are made.
+    """
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str):
+        start = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - start
+
+    failure, arms_run = None, []
+    if not committed:
+        from qlora_lib.study import ArmFailed, run_profile
+
+        with stage("arms"):
+            try:
+                arms_run = [r.arm.name for r in run_profile(profile, force=force) if not r.cached]
+            except ArmFailed as e:
+                failure = e
+    records, source = records_of(profile.name, "committed" if committed else "own")
+    html = []
+    if notebooks:
+        from qlora_lib.notebooks import execute_notebooks
+
+        with stage("notebooks"):
+            executed = execute_notebooks(profile, "committed" if committed else "own", force=force)
+            html = [e.html for e in executed]
+    with stage("figures"):
+        from qlora_lib.figures import draw_all
+
+        drawn = draw_all(records, figures_dir(profile.name))
+    with stage("pdf"):
+        from qlora_lib.report import build_report
+
+        pdf = build_report(profile.name, records, drawn, report_dir() / f"{profile.name}.pdf", source=source)
+    if failure is not None:
+        raise QloraError(f"{failure.message}; the pages show what is there: {pdf}", failure.hint)
+    return Outcome(profile.name, pdf, [f.path_svg for f in drawn], html, arms_run, seconds)

@@ -1,0 +1,123 @@
+"""One sentence for each comparison: which way it went, or that no difference is shown.
+
+How it works: reading.py gives the direction, and each function here has one sentence for each; None
+where nothing was measured. Sentences are templates (segments.py).
+"""
+
+from qlora_lib.report import reading
+from qlora_lib.report.values import Store
+
+METHOD = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+def step_time(s: Store, one: str, other: str) -> str | None:
+    way = reading.step_time(s, one, other)
+    if way is None:
+        return None
+    a, b = METHOD[one], METHOD[other]
+    times = f"{{{one}.train.seconds_per_step@seconds_unit}} against {{{other}.train.seconds_per_step@seconds_unit}}"
+    if way == "same":
+        return (
+            f"Between a training step of {a} and one of {b} no difference in time is shown ({times}; the "
+            "quartiles overlap)."
+        )
+    word = "slower" if way == "higher" else "faster"
+    return f"A training step of {a} is {word} than one of {b}: {times}, {{step-time-change.{one}.{other}}} in time."
+
+
+def decoding(s: Store, one: str, other: str) -> str | None:
+    way = reading.latency(s, one, other)
+    if way is None:
+        return None
+    a, b = METHOD[one], METHOD[other]
+    rates = f"{{{one}.generation.tokens_per_second}} against {{{other}.generation.tokens_per_second}} tokens per second"
+    if way == "same":
+        return f"In generation no difference between {a} and {b} is shown ({rates}; the repeats overlap)."
+    if way == "higher":
+        return f"In generation {a} is slower than {b}: {rates}, {{decode-ratio.{one}.{other}}} its speed."
+    return f"In generation {a} is faster than {b}: {rates}, {{decode-ratio.{one}.{other}}} its speed."
+
+
+def gain(s: Store, arm: str) -> str | None:
+    way, name = reading.gained(s, arm), METHOD[arm]
+    if way is None:
+        return None
+    name = name[:1].upper() + name[1:]
+    figures = f"from {{{arm}.perplexity.before}} to {{{arm}.perplexity.after}}"
+    if way == "same":
+        return (
+            f"{name} moved perplexity {figures}; no difference is shown, since the interval "
+            f"{{gained-interval.{arm}}} includes zero."
+        )
+    word = "lowered" if way == "lower" else "raised"
+    return f"{name} {word} perplexity {figures}."
+
+
+def recovery(s: Store) -> str | None:
+    if not s.has("recovered"):
+        if reading.perplexity(s, "base-nf4dq", "base") == "same":
+            return "No loss from quantizing this base is shown, so there is nothing for QLoRA to win back."
+        return None
+    share, (low, high) = s.number("recovered"), s.number("recovered_interval")
+    interval = "{confidence} interval {recovered_interval}"
+    if low <= 0 <= high:
+        return (
+            "That QLoRA’s training wins back any of what quantization cost is not shown "
+            f"({{recovered}}, {interval})."
+        )
+    if share < 0:
+        return (
+            "QLoRA’s training does not win back what quantization cost; it adds to it "
+            f"({{recovered}}, {interval})."
+        )
+    if low > 1:  # a share of several times the cost would say little
+        return (
+            "Quantizing the base costs perplexity, and QLoRA’s training makes up for more than that: it "
+            f"ends at {{qlora.perplexity.after}}, and the unquantized base, untrained, stands at {{{s.deployed('base')}}}."
+        )
+    how = "all or nearly all" if high >= 1 else "a part"
+    return (
+        f"Quantizing the base costs perplexity, and QLoRA’s training wins back {how} of that cost: "
+        f"{{recovered}} of it in log-perplexity ({interval})."
+    )
+
+
+def quality_against_full(s: Store) -> str | None:
+    return quality(s, "qlora", "full")
+
+
+def quality_against_lora(s: Store) -> str | None:
+    return quality(s, "qlora", "lora")
+
+
+def quality(s: Store, one: str, other: str) -> str | None:
+    way = reading.perplexity(s, one, other)
+    if way is None:
+        return None
+    a, b = METHOD[one], METHOD[other]
+    figures = f"{{perplexity-change.{one}.{other}}}, {{confidence}} interval {{perplexity-interval.{one}.{other}}}"
+    if way == "same":
+        return f"Between the perplexities of {a} and {b} no difference is shown ({figures})."
+    return f"After training, {a}’s perplexity is {way} than that of {b} ({figures})."
+
+
+def format_cost(s: Store, arm: str, name: str) -> str | None:
+    way = reading.perplexity(s, arm, "base")
+    if way is None:
+        return None
+    figures = f"{{perplexity-change.{arm}.base}}, interval {{perplexity-interval.{arm}.base}}"
+    if way == "same":
+        return f"For {name} no change of perplexity is shown ({figures})."
+    verb = "raises" if way == "higher" else "lowers"
+    return f"{name} {verb} perplexity ({figures})."
+
+
+def quantized_after(s: Store, arm: str, name: str) -> str | None:
+    way = reading.perplexity(s, "qlora", arm)
+    if way is None:
+        return None
+    figures = f"{{perplexity-change.qlora.{arm}}}, interval {{perplexity-interval.qlora.{arm}}}"
+    if way == "same":
+        return f"Between QLoRA and {name} no difference is shown ({figures})."
+    verdict = "the better choice" if way == "lower" else "the worse choice"
+    return f"Against {name}, QLoRA is {verdict} here: its perplexity is {way} ({figures})."

@@ -1,0 +1,72 @@
+"""What every test stands on: folders of its own, no network, two threads, one tiny model.
+
+Tests marked `demo` are the exception: they use the user's own cache, and may fetch into it.
+"""
+
+import os
+import socket
+
+# Before torch is imported anywhere: bitsandbytes would compile odd widths for seconds each.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+
+OURS = ("QLORA_CACHE", "QLORA_RESULTS", "HF_HUB_OFFLINE", "PIP_NO_INDEX")
+USERS_OWN = {name: os.environ.get(name) for name in OURS}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as session:
+        session.setenv("QLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        session.setenv("QLORA_RESULTS", str(tmp_path_factory.mktemp("results")))
+        session.setenv("HF_HUB_OFFLINE", "1")
+        session.setenv("PIP_NO_INDEX", "1")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _demo_uses_the_users_cache(request, tmp_path):
+    if request.node.get_closest_marker("demo") is None:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as test:
+        for name, value in USERS_OWN.items():
+            test.delenv(name) if value is None else test.setenv(name, value)
+        test.setenv("QLORA_RESULTS", str(tmp_path / "results"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request, monkeypatch):
+    """Only this machine may be called: a test that asks another one fails."""
+    if request.node.get_closest_marker("demo") is not None:
+        return
+    connect = socket.socket.connect
+
+    def local_only(self, address):
+        host = address[0] if isinstance(address, tuple) else ""  # a Unix socket is a path
+        if host not in ("", "localhost", "127.0.0.1", "::1"):
+            raise OSError(f"a test asked the network for {host}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """The folder of the tiny random model."""
+    import torch
+
+    from qlora_lib.assets import resolve_model
+
+    torch.set_num_threads(2)
+    return resolve_model("tiny-random").path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_model):
+    from qlora_lib.models import load_tokenizer
+
+    return load_tokenizer(tiny_model)

@@ -1,0 +1,478 @@
+"""The notebooks: their form in git, that every cell runs, and that their pages need no network."""
+
+import ast
+import contextlib
+import importlib
+import json
+import os
+import re
+import sys
+import tomllib
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from example_records import example_records, write_example
+from IPython.core.inputtransformer2 import TransformerManager
+
+from qlora_lib.config import load_profile
+from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.notebooks import execute_notebooks, runner
+from qlora_lib.notebooks.html import to_html
+from qlora_lib.notebooks.lesson import Lesson, Shown, as_table
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in PATHS]
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+each_notebook = pytest.mark.parametrize("path", PATHS, ids=NAMES)
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path: Path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def as_python(source: str) -> str:
+    return TransformerManager().transform_cell(source)
+
+
+# --- what is in git ------------------------------------------------------------------------------
+
+
+def test_numbers_leave_room_for_the_theory():
+    numbers = [name.split("_")[0] for name in NAMES]
+    assert {"00", "05", "06", "09"} <= set(numbers) and len(set(numbers)) == len(numbers)
+
+
+@each_notebook
+def test_stored_without_outputs(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in code_cells(path):
+        assert cell.outputs == [] and cell.execution_count is None, cell.id
+
+
+@each_notebook
+def test_cells_are_short_and_explained(path):
+    before = None
+    for cell in read(path).cells:
+        lines = cell.source.splitlines()
+        if cell.cell_type == "code":
+            assert before == "markdown", f"no prose before cell {cell.id}"
+            assert len(lines) <= 25 and max(map(len, lines)) <= 78, cell.id
+        before = cell.cell_type
+
+
+@each_notebook
+def test_opens_and_closes_as_every_lesson(path):
+    prose = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    for wanted in ("# ", "**What you will learn**", "**What you need.**", "**Time and memory.**"):
+        assert wanted in prose[0]
+    end = prose[-2]
+    assert "## Summary" in end and "## Exercises" in end
+    assert 3 <= len(re.findall(r"^\d\. ", end.split("## Exercises")[1], re.MULTILINE)) <= 4
+    assert any("Predict" in text for text in prose)
+
+
+@each_notebook
+def test_has_one_parameters_cell(path):
+    tagged = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    values = {}
+    exec(tagged[0].source, values)
+    assert (values["profile"], values["records"]) == ("demo", "auto")
+
+
+@each_notebook
+def test_names_no_machine(path):
+    text = path.read_text()
+    assert not re.search(r"/(home|root|work|Users|tmp|usr)/|[A-Z]:\\\\", text)
+    assert "/content" not in text  # Colab's own folder may change
+
+
+@each_notebook
+def test_imports_resolve(path):
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(as_python(cell.source))):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    if not hasattr(module, alias.name):
+                        importlib.import_module(f"{node.module}.{alias.name}")
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+
+
+@each_notebook
+def test_links_lead_to_notebooks(path):
+    for target in re.findall(r"\]\(([^)]+\.ipynb)\)", "".join(c.source for c in read(path).cells)):
+        if not target.startswith("https://"):
+            assert (path.parent / target).is_file(), target
+
+
+# --- Colab ---------------------------------------------------------------------------------------
+
+
+@each_notebook
+def test_badge_and_clone_name_the_repository(path):
+    repository = REPOSITORY.removeprefix("https://github.com/")
+    badge = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}"
+    assert f"]({badge})" in read(path).cells[0].source
+    assert f"!git clone -q --depth 1 {REPOSITORY}\n" in code_cells(path)[0].source
+
+
+def run_set_up(path: Path, monkeypatch, colab: bool) -> list[str]:
+    """Run the set-up cell where the working directory is; the shell lines that it would have run."""
+    ran = []
+    shell = types.SimpleNamespace(
+        system=ran.append, run_line_magic=lambda name, line: ran.append(f"%{name} {line}")
+    )
+    if colab:
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    exec(as_python(code_cells(path)[0].source), {"get_ipython": lambda: shell})
+    return ran
+
+
+@each_notebook
+def test_set_up_does_nothing_outside_colab(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run_set_up(path, monkeypatch, colab=False) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@each_notebook
+def test_set_up_in_colab_keeps_torch_and_numpy(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ran = run_set_up(path, monkeypatch, colab=True)
+    assert ran == [
+        f"git clone -q --depth 1 {REPOSITORY}",
+        "pip install -q -c keep.txt -e qlora_lib",
+        "%cd -q qlora_lib",
+    ]
+    from importlib.metadata import version
+
+    kept = [f"{name}=={version(name)}" for name in ("torch", "numpy")]
+    assert (tmp_path / "keep.txt").read_text().splitlines() == kept
+    (tmp_path / "qlora_lib").mkdir()  # after a restart the clone is there: installed again, not cloned
+    assert len(run_set_up(path, monkeypatch, colab=True)) == 2
+    (tmp_path / "pyproject.toml").touch()  # inside the checkout: the cell was run twice
+    assert run_set_up(path, monkeypatch, colab=True) == []
+
+
+# --- executed, once for all tests ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Results folder with made-up records, and pages outside the checkout."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    write_example(folder / "results" / "smoke", "smoke")
+    (folder / "code").mkdir()
+    (folder / "code" / "style.py").write_text("WIDTH = 16\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "PACKAGE", folder / "code")  # the code that outputs depend on
+        patch.setenv("QLORA_RESULTS", str(folder / "results"))
+        patch.setattr(runner, "report_dir", lambda: folder / "report")
+        yield load_profile("smoke")
+
+
+@pytest.fixture(scope="module")
+def executed(smoke):
+    return {e.name: e for e in execute_notebooks(smoke, "own")}
+
+
+def test_every_notebook_runs(executed):
+    assert list(executed) == NAMES
+    for e in executed.values():
+        assert not e.cached and e.output.is_file() and e.html.is_file()
+        for cell in code_cells(e.output):
+            assert cell.execution_count is not None, f"{e.name} {cell.id}"
+            text = json.dumps(cell.outputs)
+            streams = [o.name for o in cell.outputs if o.output_type == "stream"]
+            assert len(set(streams)) == len(streams), f"{e.name} {cell.id}: text in pieces"
+            assert '"error"' not in text and "Warning" not in text, f"{e.name} {cell.id}"
+        stamp = json.loads(runner.stamp_path(e.output.parent, e.name).read_text())
+        assert stamp["seconds"] > 0 and (stamp["peak_resident_bytes"] or 1) > 0
+
+
+def test_executed_notebooks_name_no_checkout(executed):
+    for e in executed.values():
+        notebook = read(e.output)
+        assert "input_path" not in notebook.metadata.papermill and "widgets" not in notebook.metadata
+        assert notebook.metadata.papermill.parameters == {"profile": "smoke", "records": "own"}
+
+
+def test_unchanged_notebooks_are_not_executed_again(executed, smoke):
+    again = execute_notebooks(smoke, "own")
+    assert all(e.cached for e in again) and sum(e.seconds for e in again) < 1
+
+
+def test_what_decides_a_page_makes_it_again(executed, smoke, monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(runner, "_make", lambda source, *rest: made.append(source.stem))
+    execute_notebooks(smoke, "own", ["09"], force=True)
+    assert made == ["09_figures"]
+    made.clear()
+    write_example(tmp_path / "smoke", "smoke", seed=1)  # other records
+    with monkeypatch.context() as patch:
+        patch.setenv("QLORA_RESULTS", str(tmp_path))
+        execute_notebooks(smoke, "own", ["09"])
+    assert made == ["09_figures"]
+    made.clear()
+    module = runner.PACKAGE / "style.py"
+    module.write_text("WIDTH = 17\n")
+    try:
+        execute_notebooks(smoke, "own", ["09"])
+    finally:
+        module.write_text("WIDTH = 16\n")
+    assert made == ["09_figures"]
+    made.clear()
+    executed["09_figures"].html.rename(tmp_path / "gone.html")
+    try:
+        execute_notebooks(smoke, "own", ["09"])
+    finally:
+        (tmp_path / "gone.html").rename(executed["09_figures"].html)
+    assert made == ["09_figures"]
+
+
+class Page(HTMLParser):
+    """What a browser would load, pictures' texts, links, and formulas of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.loads, self.alts, self.links, self.tags = [], [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        if tag == "a":
+            self.links.append(attrs.get("href", ""))
+        else:
+            found = (attrs.get(k) for k in ("src", "srcset", "href", "data", "poster", "action"))
+            self.loads += [v for v in found if v]
+        if tag == "img":
+            self.alts.append(attrs.get("alt"))
+
+
+@each_notebook
+def test_page_needs_no_network(path, executed):
+    file = executed[path.stem].html
+    page = Page(file)
+    assert "script" not in page.tags and "iframe" not in page.tags and "link" not in page.tags
+    assert all(load.startswith(("data:", "#")) for load in page.loads), page.loads
+    style = "".join(re.findall(r"<style>(.*?)</style>", file.read_text(), re.DOTALL))
+    assert "url(" not in style and "@import" not in style
+    for link in page.links:
+        assert link.startswith(("https://", "#")) or (file.parent / link).is_file(), link
+
+
+@each_notebook
+def test_formulas_are_mathml(path, executed):
+    prose = "\n".join(c.source for c in read(path).cells if c.cell_type == "markdown")
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", prose, flags=re.DOTALL)
+    formulas = re.findall(r"\$\$.+?\$\$|\$[^$]+\$", prose, re.DOTALL)
+    assert Page(executed[path.stem].html).tags.count("math") == len(formulas)
+
+
+def test_pictures_say_what_they_show(executed):
+    page = Page(executed["09_figures"].html)
+    assert len(page.alts) == 6
+    assert all(alt and len(alt) > 40 and "No description" not in alt for alt in page.alts)
+    assert any("Base fp32" in alt and "perplexity" in alt for alt in page.alts)
+
+
+def test_page_escapes_and_reports_bad_formulas(tmp_path):
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+    long = "<b>&" + "x" * 500
+    out = new_output("stream", name="stdout", text=long)
+    notebook = new_notebook(cells=[
+        new_markdown_cell("# A <title>\n\n![seen](https://example.org/a.png) $a<b$, `$5`"),
+        new_code_cell("print()", outputs=[out], execution_count=1),
+    ])  # fmt: skip
+    path = tmp_path / "01_a.ipynb"
+    nbformat.write(notebook, path)
+    page = to_html(path)
+    assert "<title>A &lt;title&gt;</title>" in page
+    assert "&lt;b&gt;&amp;xxx" in page and "<b>&" not in page
+    assert "example.org" not in page and "seen" in page
+    assert page.count("<math") == 1 and "$5" in page
+    for bad in (r"\left( a", "x_", r"\nosuchcommand"):
+        notebook.cells[0].source = f"${bad}$"
+        nbformat.write(notebook, path)
+        with pytest.raises(QloraError, match=r"a formula cannot be turned into MathML"):
+            to_html(path)
+
+
+# --- what can go wrong ---------------------------------------------------------------------------
+
+
+def test_unknown_number_lists_the_valid_ones():
+    with pytest.raises(UsageError, match="no notebook '42'.*Choose from: 00, 05, 06, 09"):
+        runner.choose(["05", "42"])
+    assert [p.stem for p in runner.choose(["9", " 05"])] == ["05_comparison", "09_figures"]
+
+
+def test_a_profile_without_records_says_how_to_make_them(smoke, monkeypatch, tmp_path):
+    monkeypatch.setenv("QLORA_RESULTS", str(tmp_path))
+    with pytest.raises(QloraError, match="no records for profile 'smoke'.*qlora run --profile smoke"):
+        execute_notebooks(smoke, "own")
+
+
+@pytest.fixture
+def one_cell(smoke, monkeypatch, tmp_path):
+    """Execute a made-up notebook: a good cell, then the given one."""
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    monkeypatch.setattr(runner, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(runner, "report_dir", lambda: tmp_path / "report")
+
+    def execute(source: str):
+        parameters = new_code_cell("profile = records = None", metadata={"tags": ["parameters"]})
+        cells = [parameters, new_code_cell("print('was here')"), new_code_cell(source)]
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks" / "01_made.ipynb")
+        return execute_notebooks(smoke, "own")
+
+    return execute
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ("\nvalue = 1 / 0", r"failed in its cell 4 \(In \[4\], `value = 1 / 0`\): ZeroDivisionError: division by zero"),
+        ("import os; os._exit(1)", r"the kernel of notebook 01_made died in its cell 4 \(`import os; os._exit\(1\)`\)"),
+    ],
+    ids=["failing cell", "dead kernel"],
+)
+def test_a_failure_is_one_line_and_keeps_what_had_run(one_cell, tmp_path, source, said):
+    with pytest.raises(QloraError, match=said) as failure:
+        one_cell(source)
+    assert "\n" not in str(failure.value) and "01_made" in str(failure.value)
+    folder = tmp_path / "report" / "smoke" / "notebooks"
+    kept = folder / "01_made.failed.ipynb"
+    assert [p.name for p in folder.iterdir()] == [kept.name]
+    assert "was here" in json.dumps([c.outputs for c in code_cells(kept)])
+
+
+def test_kernel_is_this_python_whatever_is_installed(one_cell, monkeypatch, tmp_path):
+    shadow = tmp_path / "jupyter" / "kernels" / "python3"
+    shadow.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "shadow", "language": "python"}
+    (shadow / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    (done,) = one_cell("import sys; print(sys.executable, profile, records)")
+    assert f"{sys.executable} smoke own" in code_cells(done.output)[-1].outputs[0].text
+
+
+# --- the lesson ----------------------------------------------------------------------------------
+
+
+def lesson_of(monkeypatch, folder: Path, arms=None) -> Lesson:
+    for arm, record in example_records("smoke").items():
+        if arms is None or arm in arms:
+            record.write(folder / "smoke" / arm)
+    monkeypatch.setenv("QLORA_RESULTS", str(folder))
+    return Lesson("smoke", "own")
+
+
+@pytest.mark.parametrize("arms", [["base"], ["full"], ["base", "qlora-checkpointing"]], ids=",".join)
+@pytest.mark.parametrize("name", ["05_comparison", "09_figures"])
+def test_notebooks_of_an_unfinished_run(name, arms, monkeypatch, tmp_path):
+    """Whatever is missing is told; no cell fails."""
+    lesson_of(monkeypatch, tmp_path, arms)
+    space = {}
+    with contextlib.redirect_stdout(open(os.devnull, "w")):
+        for cell in code_cells(ROOT / "notebooks" / f"{name}.ipynb"):
+            *body, last = ast.parse(as_python(cell.source)).body or [ast.parse("None").body[0]]
+            exec(compile(ast.Module(body, []), cell.id, "exec"), space)
+            if not isinstance(last, ast.Expr):
+                exec(compile(ast.Module([last], []), cell.id, "exec"), space)
+            else:
+                shown = eval(compile(ast.Expression(last.value), cell.id, "eval"), space)
+                if hasattr(shown, "_repr_html_"):
+                    assert shown._repr_html_()
+            if "parameters" in cell.metadata.get("tags", []):
+                space |= {"profile": "smoke", "records": "own"}
+
+
+def test_lesson_says_whose_numbers_and_what_is_missing(monkeypatch, tmp_path):
+    text = repr(lesson_of(monkeypatch, tmp_path, ["base", "qlora"]))
+    assert "profile “smoke”: measured on this machine" in text
+    assert "These arms have no record" in text and "LoRA" in text
+
+
+def test_lesson_refuses_an_unknown_source():
+    with pytest.raises(UsageError, match="records = 'comitted' is no source. Did you mean 'committed'"):
+        Lesson("smoke", "comitted")
+
+
+def test_lesson_trains_what_is_missing_when_asked(monkeypatch, tmp_path):
+    asked = []
+    write_example(tmp_path / "smoke", "smoke")
+    monkeypatch.setenv("QLORA_RESULTS", str(tmp_path))
+    monkeypatch.setattr("qlora_lib.study.run_profile", lambda profile: asked.append(profile.name))
+    assert "measured on this machine" in Lesson("smoke", "run").source
+    assert asked == ["smoke"]
+
+
+def test_tables_print_absence_and_formats(monkeypatch, tmp_path):
+    lesson = lesson_of(monkeypatch, tmp_path)
+    rows = lesson.table(
+        {"ppl": "perplexity.after", "bytes": "size_bytes.total@mib_unit", "gain": "gained.{arm}"},
+        ["base", "qlora", "qlora-checkpointing", "nobody"],
+    ).text.splitlines()
+    assert len(rows) == 4  # a head, and an arm without a record is left out
+    size = example_records("smoke")["base"].size_bytes.total
+    assert f"{size / 1024:.1f}\u00a0KiB" in rows[1] and "not measured" in rows[1] and "—" in rows[1]
+    assert "+" in rows[2] or "\u2212" in rows[2]
+
+
+def test_reveal_compares_a_prediction(monkeypatch, tmp_path):
+    lesson = lesson_of(monkeypatch, tmp_path, ["base"])
+    assert "set guess" in lesson.reveal(None, 3.0, "times").text
+    assert lesson.reveal(3.1, 3.0, "times").text.endswith("Your prediction: 3.10×, within a tenth of it.")
+    assert lesson.reveal(1.5, 3.0, "times").text.endswith("off by a factor of 2.")
+    assert "factor" not in lesson.reveal(0, 3.0, "times").text
+    assert "not measured" in lesson.reveal(1.0, None).text
+
+
+def test_shown_text_is_escaped():
+    table = as_table(["<a>", "b & c"], [["<script>", "1"]])
+    assert "<script>" not in table.html and "&lt;script&gt;" in table.html and "b &amp; c" in table.html
+    assert isinstance(table, Shown) and repr(table).splitlines()[1].startswith("<script>")
+
+
+def test_figure_that_cannot_be_drawn_says_why(monkeypatch, tmp_path):
+    lesson = lesson_of(monkeypatch, tmp_path, ["base"])
+    assert lesson.figure("loss-curves").text.startswith("Not drawn: ")
+    with pytest.raises(QloraError, match="no figure 'loss-curve'. Did you mean 'loss-curves'"):
+        lesson.figure("loss-curve")
+
+
+def test_cost_takes_the_last_run_here_else_the_committed_one(monkeypatch, tmp_path):
+    lesson = lesson_of(monkeypatch, tmp_path, ["base", "full"])
+    monkeypatch.setattr("qlora_lib.notebooks.lesson.report_dir", lambda: tmp_path)
+    row = "this notebook, its records being there"
+    assert row not in lesson.cost("05_comparison").text and "all 2 arms" in lesson.cost("05_comparison").text
+    (tmp_path / "records").mkdir()
+    committed = {"05_comparison": {"seconds": 7.0, "peak_resident_bytes": 2**28}}
+    (tmp_path / "records" / "smoke-notebooks.json").write_text(json.dumps(committed))
+    assert "7.00 s" in lesson.cost("05_comparison").text and row not in lesson.cost("06_inference").text
+    folder = tmp_path / "smoke" / "notebooks"
+    folder.mkdir(parents=True)
+    runner.stamp_path(folder, "05_comparison").write_text('{"seconds": 90.0, "peak_resident_bytes": null}')
+    assert re.search(r"90\.0 s +not measured", lesson.cost("05_comparison", each_arm=True).text)

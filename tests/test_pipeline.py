@@ -1,0 +1,91 @@
+"""`qlora report` from records to pages, without training; the checkout stays as it is."""
+
+import json
+
+import pytest
+
+from example_records import example_records
+from qlora_lib import pipeline, records as records_module
+from qlora_lib.config import load_profile
+from qlora_lib.errors import QloraError
+from qlora_lib.paths import report_dir
+from qlora_lib.pipeline import Outcome, make_report
+from qlora_lib.report import build as build_module
+from qlora_lib.study import ArmFailed
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Records of `smoke` as the repository carries them, and every page in a folder of the test's."""
+    profile, kept = load_profile("smoke"), tmp_path / "records" / "smoke"
+    examples = example_records("smoke")
+    kept.mkdir(parents=True)
+    for arm in profile.arms:
+        examples[arm.name].settings = profile.settings(arm).model_dump(exclude={"seed"})
+        (kept / f"{arm.name}.json").write_text(examples[arm.name].to_json())
+    pages = tmp_path / "report"
+    pages.mkdir()
+    for path in report_dir().iterdir():
+        if path.suffix in (".typ", ".bib") or path.name == "chapters":
+            (pages / path.name).symlink_to(path)
+    for module in (pipeline, build_module):
+        monkeypatch.setattr(module, "report_dir", lambda: pages)
+    monkeypatch.setattr(pipeline, "figures_dir", lambda name: tmp_path / "figures" / name)
+    monkeypatch.setattr(records_module, "committed_records", lambda name: tmp_path / "records" / name)
+    monkeypatch.setenv("QLORA_RESULTS", str(tmp_path / "results"))
+    return tmp_path
+
+
+def checkout() -> dict:
+    """{file: when it was written} of all that pages could be written over."""
+    places = [report_dir(), report_dir().parent / "figures"]
+    return {p: p.stat().st_mtime_ns for place in places for p in place.rglob("*") if p.is_file()}
+
+
+def test_pages_from_the_committed_records_train_nothing(folders, monkeypatch):
+    def train(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("qlora_lib.study.run_profile", train)
+    before = checkout()
+    outcome = make_report(load_profile("smoke"), notebooks=False, committed=True)
+    assert checkout() == before
+    assert outcome.pdf == folders / "report" / "smoke.pdf" and outcome.pdf.read_bytes().startswith(b"%PDF-")
+    assert outcome.arms_run == [] and outcome.html == []
+    assert set(outcome.stage_seconds) == {"figures", "pdf"} and min(outcome.stage_seconds.values()) > 0
+    drawn = sorted(p.name for p in (folders / "figures" / "smoke").glob("*.svg"))
+    assert sorted(p.name for p in outcome.figures) == drawn and len(drawn) >= 4
+    told = json.loads(json.dumps(outcome.to_dict()))
+    assert told["pdf"] == str(outcome.pdf) and told["stage_seconds"].keys() == outcome.stage_seconds.keys()
+
+
+def test_no_committed_records_is_one_line_and_no_page(folders):
+    with pytest.raises(QloraError, match="no records for profile 't4-tinyllama-wikitext2'"):
+        make_report(load_profile("t4-tinyllama-wikitext2"), notebooks=False, committed=True)
+    assert not list(folders.glob("report/*.pdf"))
+
+
+def test_an_arm_that_failed_does_not_cost_the_pages_of_the_others(folders, monkeypatch):
+    """The failure is told last, with exit 1, and the pages show what is there."""
+    examples, results = example_records("smoke"), folders / "results" / "smoke"
+
+    def run(profile, **_):
+        for arm in profile.arms:
+            if arm.name != "full-nf4dq":
+                record = examples[arm.name]
+                record.settings = profile.settings(arm).model_dump(exclude={"seed"})
+                record.write(results / arm.name)
+        raise ArmFailed("1 of 6 arms failed: full-nf4dq", "Mend it")
+
+    monkeypatch.setattr("qlora_lib.study.run_profile", run)
+    with pytest.raises(QloraError, match=r"1 of 6 arms failed: full-nf4dq; the pages show what is there: .*smoke\.pdf. Mend it") as e:
+        make_report(load_profile("smoke"), notebooks=False)
+    assert e.value.exit_code == 1 and (folders / "report" / "smoke.pdf").is_file()
+
+
+def test_an_outcome_is_plain_json(tmp_path):
+    outcome = Outcome("smoke", tmp_path / "a.pdf", [tmp_path / "a.svg"], [tmp_path / "a.html"], ["base"], {"pdf": 0.5})
+    assert json.loads(json.dumps(outcome.to_dict())) == {
+        "profile": "smoke", "pdf": str(tmp_path / "a.pdf"), "figures": [str(tmp_path / "a.svg")],
+        "html": [str(tmp_path / "a.html")], "arms_run": ["base"], "stage_seconds": {"pdf": 0.5},
+    }  # fmt: skip
