@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,6 +114,8 @@ def run(job: Job) -> RunRecord:
         tokenizer = models.load_tokenizer(asset.path)
         data = prepare(s.data.name, s.data.text_column, s.data.window_length, tokenizer)
         test_tokens = _evaluation_tokens(data, s)
+        if method != "base":  # too little text is told before a model is loaded
+            data.windows("train"), data.windows("validation")
     with stages("load"):
         dtype = hardware.choose_dtype(s.train.precision, on)
         model = _load(job, asset.path, dtype, on)
@@ -247,6 +250,8 @@ def _load(job: Job, base: Path, dtype, on: str):
 def _evaluation_tokens(data, s: Settings):
     """The stretch of the evaluation split that is scored: whole windows from its beginning."""
     tokens = data.tokens[s.evaluation.split]
+    if s.evaluation.perplexity and len(tokens) < 2:
+        raise QloraError(f"the {s.evaluation.split} split of '{data.info.name}' holds {len(tokens)} tokens", "Give more text")
     if s.evaluation.windows is None:
         return tokens
     return tokens[: s.evaluation.context + (s.evaluation.windows - 1) * s.evaluation.stride]
@@ -377,16 +382,23 @@ def main() -> int:
     job = Job.from_json(sys.stdin.read())
     try:
         run(job)
-    except QloraError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.exit_code
-    except (MemoryError, RuntimeError) as e:
-        if not out_of_memory(e):
-            raise
-        print(f"error: arm '{job.arm.name}' ran out of memory. Set train.batch_size lower, or train.gradient_checkpointing=true", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as e:
+        if os.environ.get("QLORA_DEBUG"):
+            traceback.print_exc()
+        if out_of_memory(e):
+            e = QloraError(
+                f"arm '{job.arm.name}' ran out of memory",
+                "Set train.batch_size lower, or train.gradient_checkpointing=true",
+            )
+        elif not isinstance(e, QloraError):
+            e = QloraError(
+                f"arm '{job.arm.name}': {type(e).__name__}: {e!s:.300}",
+                "This was not foreseen: `qlora --debug ...` shows where it comes from",
+            )
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
     return 0
 
 

@@ -8,6 +8,7 @@ work failed, 2 bad usage or bad settings. Heavy imports stay inside the commands
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -354,6 +355,9 @@ def main() -> None:
     """Entry point: errors as one line and an exit code, a traceback only with `--debug`, anywhere."""
     args = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(args) < len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running arm is ended with it
+    if debug:
+        os.environ["QLORA_DEBUG"] = "1"  # arms run in processes of their own
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of the text
     try:

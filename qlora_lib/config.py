@@ -154,8 +154,6 @@ class Profile(Settings):
     about: str
     hardware: str
     needs: Needs
-    published: str | None = None  # the study whose tables stand beside the results
-    reference_arm: str = "full"
     search: Search | None = None
     arms: list[ArmEntry] = Field(min_length=1)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from qlora_lib.config import Profile
 from qlora_lib.errors import QloraError
-from qlora_lib.paths import figures_dir, report_dir
-from qlora_lib.records import records_of
+from qlora_lib.paths import figures_dir, report_dir, results_dir
+from qlora_lib.records import read_records, records_of
 
 
 @dataclass
@@ -64,6 +64,8 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
                 arms_run = [r.arm.name for r in run_profile(profile, force=force) if not r.cached]
             except ArmFailed as e:
                 failure = e
+    if failure is not None and not read_records(results_dir(profile.name)):
+        raise failure
     records, source = records_of(profile.name, "committed" if committed else "own")
     html = []
     if notebooks:

@@ -243,8 +243,11 @@ def _spawn(job: Job) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=STDERR, env=env, text=True) as child:
         try:
             child.communicate(job.to_json())
-        except KeyboardInterrupt:
-            child.wait()
+        except BaseException:  # Ctrl-C reaches the child too; a signal to this process alone does not
+            try:
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                child.terminate()
             raise
     code = child.returncode
     if code < 0:
@@ -253,6 +256,8 @@ def _spawn(job: Job) -> None:
             f"arm '{job.arm.name}': {why}",
             "Set train.batch_size or data.window_length lower, or train.gradient_checkpointing=true",
         )
+    if code == 130:
+        raise KeyboardInterrupt
     if code:
         failure = ArmFailed(f"arm '{job.arm.name}' failed", "Its own message stands above")
         failure.exit_code = 2 if code == 2 else 1

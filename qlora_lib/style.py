@@ -23,7 +23,7 @@ CM = 1 / 2.54  # inches
 WIDTH = 16.0  # cm, the text width of the A4 page
 INK, SOFT, FAINT = "#1a1a1a", "#5f5f5f", "#d9d9d9"
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
-VERMILLION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#8c8c8c"
+VERMILLION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#4a4a4a"
 
 METHOD_COLOR = {"base": GREY, "full": BLUE, "lora": ORANGE, "qlora": GREEN}
 METHOD_MARKER = {"base": "o", "full": "s", "lora": "^", "qlora": "D"}

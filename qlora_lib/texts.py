@@ -14,7 +14,8 @@ import json
 import random
 import re
 import sys
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_lib.errors import QloraError, UsageError
@@ -36,7 +37,6 @@ class Texts:
     license: str | None = None
     attribution: str | None = None
     stand_in_for: str | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def load_texts(name: str, text_column: str = "text") -> Texts:
@@ -216,18 +216,18 @@ def _csv_column(path: Path, column: str, separator: str) -> list[str]:
 
 
 def _parquet_column(path: Path, column: str) -> list[str]:
-    import pyarrow
-    import pyarrow.parquet
+    import datasets
 
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        if column not in table.schema_arrow.names:
-            raise _no_column(path, column, table.schema_arrow.names)
-        cells = table.read(columns=[column]).column(column).to_pylist()
-    except (pyarrow.ArrowException, OSError) as e:
-        reason = str(e).splitlines()[0].rstrip(".")
-        raise QloraError(f"{path} is not a readable Parquet file: {reason:.160}", "Write it again") from None
-    return [_cell(cell, path, number, column, "row") for number, cell in enumerate(cells, 1)]
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="qlora-parquet-") as scratch:
+        try:
+            table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True, cache_dir=scratch)
+        except Exception as e:  # every parser's own errors, wrapped
+            reason = str(e.__cause__ or e).splitlines()[0].rstrip(".")
+            raise QloraError(f"{path} is not a readable Parquet file: {reason:.160}", "Write it again") from None
+        if column not in table.column_names:
+            raise _no_column(path, column, table.column_names)
+        return [_cell(cell, path, number, column, "row") for number, cell in enumerate(table[column], 1)]
 
 
 def _cell(cell, path: Path, number: int, column: str, unit: str = "line") -> str:

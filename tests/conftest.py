@@ -1,4 +1,4 @@
-"""What every test stands on: folders of its own, no network, two threads, one tiny model.
+"""What every test stands on: folders of its own, no network, one thread, one tiny model.
 
 Tests marked `demo` are the exception: they use the user's own cache, and may fetch into it.
 """
@@ -8,9 +8,14 @@ import socket
 
 # Before torch is imported anywhere: bitsandbytes would compile odd widths for seconds each.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in two processes
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("tests")
 
 OURS = ("QLORA_CACHE", "QLORA_RESULTS", "HF_HUB_OFFLINE", "PIP_NO_INDEX")
 USERS_OWN = {name: os.environ.get(name) for name in OURS}
@@ -57,11 +62,8 @@ def _no_network(request, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_model():
     """The folder of the tiny random model."""
-    import torch
-
     from qlora_lib.assets import resolve_model
 
-    torch.set_num_threads(2)
     return resolve_model("tiny-random").path
 
 

@@ -118,3 +118,68 @@ def test_spread_keeps_labels_apart_and_in_order():
 def test_figures_load_no_torch():
     code = "import sys, qlora_lib.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_memory_parts_add_up_to_the_measured_peak(records):
+    for arm in training.memory_arms(records):
+        assert sum(training.memory_parts(records[arm])) == records[arm].train.peak_tensor_bytes
+    lora = records["lora"].model_copy(deep=True)
+    lora.train.gradient_bytes = None  # then nothing can be said about the rest either
+    assert training.memory_parts(lora)[-1] is None
+    assert "activations not measured" in texts(training.draw_memory_breakdown({"lora": lora}))
+
+
+def test_radar_ratios_by_hand(records):
+    table = comparison.ratios_to_best(records, ["full", "qlora"])
+    assert table["full"] == pytest.approx([
+        records["qlora"].size_bytes.total / records["full"].size_bytes.total,  # less is better
+        1.0,
+        records["qlora"].parameters.trainable / records["full"].parameters.trainable,
+        1.0,
+        1.0,
+        1.0,
+    ])  # fmt: skip
+    assert table["qlora"][-1] == pytest.approx(4.9 / 15.7)  # more is better
+
+
+def test_front_holds_what_nothing_beats_in_both_directions():
+    points = {"a": (1, 9), "b": (2, 5), "beaten": (3, 6), "c": (4, 1), "tie": (2, 7)}
+    assert quality.front(points) == ["a", "b", "c"]
+
+
+def test_two_arms_suffice_where_two_can_be_compared(records, tmp_path):
+    two = {arm: records[arm] for arm in ("lora", "qlora")}
+    names = {figure.name for figure in draw_all(two, tmp_path, formats=("svg",))}
+    assert names == set(DRAWERS) - {"quantization-alone"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.svg" for name in names}
+
+
+def test_a_readers_own_settings_change_nothing_and_are_left_alone(records):
+    import matplotlib
+
+    plain = style.render(quality.draw_quantization_alone(records), "pdf")
+    with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "svg.hashsalt": "other"}):
+        assert style.render(quality.draw_quantization_alone(records), "pdf") == plain
+        assert matplotlib.rcParams["font.size"] == 20
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(4.16, "4.16"), (513.13, "513"), (9.996, "10.0"), (1100.4, "1,100"), (-0.5, "\u22120.500"), (0, "0")],
+)
+def test_numbers_have_three_digits_and_no_exponent(value, shown):
+    assert style.number(value) == shown
+
+
+def test_colours_of_the_methods_differ_in_lightness_or_hue_for_red_green_blindness():
+    import numpy as np
+    from matplotlib.colors import to_rgb
+
+    # Deuteranopia after Vienot, Brettel and Mollon (1999), on linear RGB.
+    loss = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
+    seen = [
+        np.clip(loss @ np.array(to_rgb(c)) ** 2.2, 0, 1) ** (1 / 2.2)
+        for c in style.METHOD_COLOR.values()
+    ]
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+    assert min(apart) > 0.15

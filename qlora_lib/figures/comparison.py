@@ -33,15 +33,18 @@ def comparison_arms(records: Records) -> list[str]:
     return [*(["base"] if "base" in records else []), *trained]
 
 
+MOST_ON_RADAR = 6  # more polygons than that cannot be told apart
+
+
 def radar_arms(records: Records) -> list[str]:
-    """Trained arms that were scored; the ratio to the best needs at least two."""
+    """Trained arms that were scored, at most `MOST_ON_RADAR`; a ratio to the best needs two."""
     arms = [
         arm for arm in style.in_order(records)
         if records[arm].train is not None and PERPLEXITY.of(records[arm]) is not None
     ]  # fmt: skip
     if len(arms) < 2:
         raise NothingToDraw("fewer than two trained arms were scored, and a ratio needs two")
-    return arms
+    return arms[:MOST_ON_RADAR]
 
 
 def draw_comparison(records: Records) -> style.Figure:
@@ -156,8 +159,8 @@ def draw_radar(records: Records) -> style.Figure:
         "area has no meaning."
     ]
     with style.page_style():
-        figure = framed("Six measures as ratios to the best arm", 9.2, records, arms, notes)
-        left, right = figure.subfigures(1, 2, width_ratios=(1.05, 1))
+        figure = framed("Six measures as ratios to the best arm", 8.8, records, arms, notes)
+        left, right = figure.subfigures(1, 2, width_ratios=(1.05 if len(arms) < 5 else 0.85, 1))
         axes = left.add_subplot(projection="polar")
         axes.set_theta_zero_location("N")
         axes.set_theta_direction(-1)
@@ -186,21 +189,22 @@ def _ratio_table(axes, records, arms, table, styles):
     """Columns are arms, rows are measures; the same ratios as on the wheel."""
     axes.set_axis_off()
     axes.set_xlim(0, 1)
-    axes.set_ylim(len(MEASURES) + 0.6, -1.6)
+    axes.set_ylim(len(MEASURES) + 0.6, -1.8)
+    head = 6.5 if len(arms) < 5 else 5.5
     axes.text(0, -0.35, "ratio to best\n(best = 1)", size=6.5, color=SOFT, va="bottom")
-    first = 0.5
+    first = 0.45 if len(arms) < 5 else 0.4
     columns = first + (np.arange(len(arms)) + 0.5) * (1 - first) / len(arms)
     for x, arm in zip(columns, arms, strict=True):
-        axes.plot(x, -1.15, **styles[arm].point, clip_on=False)
-        label = parts.wrapped(records[arm].label, 30 // len(arms))
-        axes.text(x, -0.35, label, ha="center", va="bottom", size=6.5, weight="bold")
+        axes.plot(x, -1.35, **styles[arm].point, clip_on=False)
+        label = parts.wrapped(records[arm].label, 24 // len(arms))
+        axes.text(x, -0.35, label, ha="center", va="bottom", size=head, weight="bold")
     for row, measure in enumerate(MEASURES):
         axes.axhline(row - 0.15, color=FAINT, lw=0.5)
         axes.text(0, row + 0.35, measure.title, va="center", size=6.5)
         for x, arm in zip(columns, arms, strict=True):
             ratio = table[arm][row]
-            text = "not\nmeasured" if ratio is None else f"{ratio:.3f}" if ratio < 0.1 else f"{ratio:.2f}"
             best = ratio == 1.0
+            text = "not\nmeasured" if ratio is None else f"{ratio:.{3 if ratio < 0.1 else 2}f}"
             axes.text(
                 x, row + 0.35, text, ha="center", va="center", size=5.5 if ratio is None else 6.5,
                 weight="bold" if best else "normal", style="italic" if ratio is None else "normal",

@@ -27,7 +27,7 @@ COMPONENTS = (  # name, colour, hatch
     ("unquantized weights", style.BLUE, None),
     ("adapter", style.ORANGE, None),
     ("gradients", style.SKY, "/////"),
-    ("optimizer states", style.PURPLE, "....."),
+    ("optimizer states", style.PURPLE, "xxxxx"),
     ("activations and temporaries", FAINT, None),
 )
 
@@ -97,12 +97,13 @@ def _label_ends(axes, ends, records, styles):
     column = right * 1.07
     axes.set_xlim(-0.02 * right, right * 1.38)
     axes.set_ylim(bottom, top)
-    heights = parts.spread([y for _, y in ends.values()], 0.065 * (top - bottom))
-    for (arm, (x, y)), at in zip(ends.items(), heights, strict=True):
+    labels = [parts.wrapped(records[arm].label, 13) for arm in ends]
+    gap = 0.065 if max(label.count("\n") for label in labels) == 0 else 0.09
+    heights = parts.spread([y for _, y in ends.values()], gap * (top - bottom))
+    for (arm, (x, y)), label, at in zip(ends.items(), labels, heights, strict=True):
         axes.plot([x, column], [y, at], color=styles[arm].color, lw=0.5, clip_on=False)
         axes.text(
-            column, at, f" {parts.wrapped(records[arm].label, 12)}", va="center", size=6.5,
-            color=INK, linespacing=0.95,
+            column + 0.015 * right, at, label, va="center", size=6.5, color=INK, linespacing=0.95
         )  # fmt: skip
 
 
@@ -153,11 +154,12 @@ def draw_memory_breakdown(records: Records) -> style.Figure:
         axes = figure.subplots()
         for row, arm in enumerate(arms):
             end = _stack(axes, row, table[arm], unit)
-            text = f"{style.number(end)} {unit.name} of tensors"
             if table[arm][-1] is None:
-                text = f"{style.number(end)} {unit.name} counted, activations {parts.NOT_MEASURED}"
+                text = f"{_bytes(totals[arm], unit)} counted, activations {parts.NOT_MEASURED}"
+            else:
+                text = f"{_bytes(tensor_peak(records[arm]), unit)} of tensors"
             if peaks[arm] != totals[arm]:
-                text += f",\n{_bytes(peaks[arm])} in all"
+                text += f",\n{_bytes(peaks[arm], unit if marked else None)} in all"
             if marked:
                 mark = unit.of(peaks[arm])
                 axes.plot(mark, row, marker="|", ms=14, mew=1.6, color=INK, ls="none", label=meter)
@@ -193,7 +195,7 @@ def _stack(axes, row: int, components, unit: style.Unit) -> float:
 
 
 def _memory_notes(records, table) -> list[str]:
-    notes = ["Of tensors: the peak of one step, which is the sum of the parts."]
+    notes = ["Of tensors: the peak of one step; activations and temporaries are what remains of it."]
     if over := [arm for arm, parts_ in table.items() if parts_[-1] is not None and parts_[-1] < 0]:
         notes.append(
             f"{parts.named(records, over)}: the parts exceed the measured peak, because they are "
@@ -229,6 +231,6 @@ def memory_alt(records: Records) -> str:
     return f"Stacked bars of memory by component. {'. '.join(map(one, memory_arms(records)))}."
 
 
-def _bytes(n: float) -> str:
-    unit = style.bytes_unit([n])
+def _bytes(n: float, unit: style.Unit | None = None) -> str:
+    unit = unit or style.bytes_unit([n])
     return f"{style.number(unit.of(n))} {unit.name}"
