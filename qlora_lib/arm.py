@@ -5,7 +5,6 @@ peak memory of an arm is its own and the allocator's settings can be given befor
 Nothing is printed on standard output; the record is written last, atomically.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -13,13 +12,13 @@ import tempfile
 import time
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qlora_lib.config import ArmEntry, Settings
+from qlora_lib.config import Settings
 from qlora_lib.errors import QloraError
 from qlora_lib.hardware import quiet_logs
+from qlora_lib.job import ADAPTER_DIR, MERGED, MODEL_DIR, Job
 from qlora_lib.records import (
     RECORD_NAME,
     ModelInfo,
@@ -33,51 +32,9 @@ from qlora_lib.records import (
     read_record,
 )
 
-MODEL_DIR, ADAPTER_DIR = "model", "adapter"
-MERGED = ".merged-"  # scratch folder of an arm that merges an adapter
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that one arm needs to know."""
-
-    profile: str
-    arm: ArmEntry
-    settings: Settings
-    out: Path
-    key: str
-    derived_from: Path | None  # results folder of the arm whose weights this one starts from
-    before_from: Path | None = None  # results folder of the arm that scored this very base already
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "profile": self.profile,
-                "arm": self.arm.model_dump(),
-                "settings": self.settings.model_dump(),
-                "out": str(self.out),
-                "key": self.key,
-                "derived_from": str(self.derived_from) if self.derived_from else None,
-                "before_from": str(self.before_from) if self.before_from else None,
-            }
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> "Job":
-        values = json.loads(text)
-        return cls(
-            profile=values["profile"],
-            arm=ArmEntry.model_validate(values["arm"]),
-            settings=Settings.model_validate(values["settings"]),
-            out=Path(values["out"]),
-            key=values["key"],
-            derived_from=Path(values["derived_from"]) if values["derived_from"] else None,
-            before_from=Path(values["before_from"]) if values.get("before_from") else None,
-        )
-
 
 class _Stages:
-    """Wall seconds of each stage, and a line about each on standard error."""
+    """Wall seconds of each stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -248,13 +205,15 @@ def _load(job: Job, base: Path, dtype, on: str):
 
 
 def _evaluation_tokens(data, s: Settings):
-    """The stretch of the evaluation split that is scored: whole windows from its beginning."""
-    tokens = data.tokens[s.evaluation.split]
-    if s.evaluation.perplexity and len(tokens) < 2:
-        raise QloraError(f"the {s.evaluation.split} split of '{data.info.name}' holds {len(tokens)} tokens", "Give more text")
-    if s.evaluation.windows is None:
-        return tokens
-    return tokens[: s.evaluation.context + (s.evaluation.windows - 1) * s.evaluation.stride]
+    """The stretch of the evaluation split that is scored: whole windows from its beginning.
+
+    Only whole ones, so that each weighs the same in paired comparisons.
+    """
+    e, tokens = s.evaluation, data.tokens[s.evaluation.split]
+    if e.perplexity and len(tokens) < 2:
+        raise QloraError(f"the {e.split} split of '{data.info.name}' holds {len(tokens)} tokens", "Give more text")
+    whole = 1 + max(0, len(tokens) - e.context) // e.stride
+    return tokens[: e.context + (min(whole, e.windows or whole) - 1) * e.stride]
 
 
 def _perplexity(model, tokens, s: Settings) -> dict:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lib import hardware
-from qlora_lib.arm import ADAPTER_DIR, MERGED, MODEL_DIR, Job
 from qlora_lib.config import ArmEntry, Profile, Settings
 from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.job import ADAPTER_DIR, MERGED, MODEL_DIR, Job
 from qlora_lib.paths import results_dir
 from qlora_lib.records import RECORD_NAME, RunRecord, read_record
 
@@ -36,6 +36,7 @@ RUN_WING = (
     "cost/shapes.py",
     "data.py",
     "hardware.py",
+    "job.py",
     "metrics/memory.py",
     "metrics/perplexity.py",
     "metrics/sizes.py",

@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-import yaml
 from hypothesis import given, strategies as st
 
 from qlora_lib.assets import registered_data, registered_models

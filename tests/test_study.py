@@ -19,7 +19,7 @@ import yaml
 
 from qlora_lib import arm as arm_module
 from qlora_lib import hardware, models, study, training
-from qlora_lib.arm import Job
+from qlora_lib.job import Job
 from qlora_lib.config import PROFILES_DIR, load_profile
 from qlora_lib.cost.flops import step_flops
 from qlora_lib.cost.shapes import ModelShape

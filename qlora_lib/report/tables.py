@@ -64,7 +64,7 @@ def _setup() -> list[Table]:
     ]
     return [
         Table(
-            "data", f"The data set. Published: WikiText-2. Measured here: {{any.data.name}}.",
+            "data", "The data set. Published: WikiText-2. Measured here: {any.data.name}.",
             [("Published", "WikiText-2"), ("Measured here", "{any.data.name}")],
             [(label, f"published.1.{p}" if p else "", f"any.data.{path}") for label, p, path in data],
             "A published sample is a row of the raw file, headings and blank lines included; a sample "
