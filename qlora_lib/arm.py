@@ -18,7 +18,7 @@ from pathlib import Path
 from qlora_lib.config import Settings
 from qlora_lib.errors import QloraError
 from qlora_lib.hardware import quiet_logs
-from qlora_lib.job import ADAPTER_DIR, MERGED, MODEL_DIR, Job
+from qlora_lib.job import ADAPTER_DIR, SCRATCH, MODEL_DIR, Job
 from qlora_lib.records import (
     RECORD_NAME,
     ModelInfo,
@@ -196,7 +196,7 @@ def _load(job: Job, base: Path, dtype, on: str):
     trained = job.derived_from / MODEL_DIR
     if trained.is_dir():
         return models.load_base(trained, s.quantization, weights, on)
-    with tempfile.TemporaryDirectory(dir=job.out, prefix=MERGED) as merged:
+    with tempfile.TemporaryDirectory(dir=job.out, prefix=SCRATCH) as merged:
         plain = models.load_base(base, Quantization(), weights, on)
         plain = models.merge_adapter(models.load_adapter(plain, job.derived_from / ADAPTER_DIR))
         plain.save_pretrained(merged)
@@ -296,8 +296,12 @@ def _save(model, job: Job, base: Path, stopped: bool) -> tuple[dict[str, str], i
     from qlora_lib.metrics.sizes import folder_bytes
 
     method = job.arm.method
-    if method == "base":
-        return {}, folder_bytes(base) if job.settings.quantization.format == "none" else None
+    if method == "base":  # nothing was trained; what a quantized checkpoint takes is seen by writing one
+        if job.settings.quantization.format == "none" and job.derived_from is None:
+            return {}, folder_bytes(base)
+        with tempfile.TemporaryDirectory(dir=job.out, prefix=SCRATCH) as folder:
+            model.save_pretrained(folder)
+            return {}, folder_bytes(Path(folder))
     if stopped or not job.settings.train.keep_model:
         return {}, None
     folder = job.out / (MODEL_DIR if method == "full" else ADAPTER_DIR)

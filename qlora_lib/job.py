@@ -7,7 +7,7 @@ from pathlib import Path
 from qlora_lib.config import ArmEntry, Settings
 
 MODEL_DIR, ADAPTER_DIR = "model", "adapter"
-MERGED = ".merged-"  # scratch folder of an arm that merges an adapter
+SCRATCH = ".scratch-"  # folders that an arm needs for a moment
 
 
 @dataclass(frozen=True)

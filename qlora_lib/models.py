@@ -53,7 +53,7 @@ def load_base(path: Path, quantization: Quantization, dtype: torch.dtype, on: st
                 path,
                 dtype=dtype,
                 device_map={"": on},
-                quantization_config=_bitsandbytes_config(quantization, dtype),
+                **_quantization_arguments(quantization, dtype),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -64,19 +64,21 @@ def load_base(path: Path, quantization: Quantization, dtype: torch.dtype, on: st
     return model.eval()
 
 
-def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype):
+def _quantization_arguments(quantization: Quantization, dtype: torch.dtype) -> dict:
+    """Nothing for `none`: a checkpoint that was saved quantized is then loaded as it is."""
     from transformers import BitsAndBytesConfig
 
     if quantization.format == "none":
-        return None
+        return {}
     if quantization.format == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.format,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=dtype,
     )
+    return {"quantization_config": four_bit}
 
 
 def keep_weights_as_packed(model) -> None:

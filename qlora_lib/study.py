@@ -19,7 +19,7 @@ from typing import Any
 from qlora_lib import hardware
 from qlora_lib.config import ArmEntry, Profile, Settings
 from qlora_lib.errors import QloraError, UsageError
-from qlora_lib.job import ADAPTER_DIR, MERGED, MODEL_DIR, Job
+from qlora_lib.job import ADAPTER_DIR, SCRATCH, MODEL_DIR, Job
 from qlora_lib.paths import results_dir
 from qlora_lib.records import RECORD_NAME, RunRecord, read_record
 
@@ -226,7 +226,7 @@ def _start_afresh(out: Path, key: str) -> None:
         for name in ("checkpoints", MODEL_DIR, ADAPTER_DIR):
             if (out / name).exists():
                 raise UsageError(f"{out} holds '{name}', which no run of qlora wrote", "Give another folder with --out")
-    for scratch in out.glob(f"{MERGED}*"):  # of an arm that was killed
+    for scratch in out.glob(f"{SCRATCH}*"):  # of an arm that was killed
         shutil.rmtree(scratch, ignore_errors=True)
     (out / RECORD_NAME).unlink(missing_ok=True)
     if not (marker.is_file() and marker.read_text() == key):

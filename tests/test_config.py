@@ -278,7 +278,7 @@ def test_anchors_and_merges_are_yaml_too(own):
         ("seed: 0", "seed: 0\nsearch: {rates: {qlora: []}, record: a.json}", r"'search\.rates\.qlora'.*at least 1"),
         ("seed: 0", "seed: 0\nsearch: {rates: {qlora: [-1]}, record: a.json}", r"'search\.rates\.qlora\.0'.*greater than 0"),
         ("seed: 0", "seed: 0\nsearch: {rates: {qlora: [1e-4]}, record: ../a.json}", r"'search\.record'.*pattern"),
-        ("seed: 0", "seed: 0\nseed: 1", r"mine\.yaml line 11 is not valid YAML: the key 'seed' is given twice"),
+        ("seed: 0", "seed: 0\nseed: 1", r"mine\.yaml line 10 is not valid YAML: the key 'seed' is given twice"),
         ("max_steps: 6", "max_steps: 6\n  max_steps: 7", r"the key 'max_steps' is given twice"),
         ("seed: 0", "seed: 2024-99-99", r"not valid YAML: month"),
         ("seed: 0", "seed: *nowhere", r"mine\.yaml line \d+ is not valid YAML: found undefined alias"),
