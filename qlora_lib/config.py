@@ -6,18 +6,15 @@ an unknown key, a wrong type or an impossible value is one line that names the k
 valid one. Precedence, lowest first: defaults here, the profile, the arm, `--set` on the command line.
 """
 
-import copy
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from qlora_lib.checking import dotted_keys, parse_yaml, set_dotted, validate
 from qlora_lib.errors import UsageError, nearest
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
-LLAMA_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 Method = Literal["base", "full", "lora", "qlora"]
 Format = Literal["none", "int8", "nf4", "fp4"]
@@ -196,8 +193,8 @@ class Profile(Settings):
         shared["seed"] = self.seed
         where = f"arm '{arm.name}' of profile '{self.name}'"
         for key, value in [*arm.set.items(), *(overrides or {}).items()]:
-            _set_dotted(shared, key, value, where)
-        settings = _validate(Settings, shared, where)
+            set_dotted(Settings, shared, key, value, where)
+        settings = validate(Settings, shared, where)
         if arm.method == "qlora" and settings.quantization.format not in ("nf4", "fp4"):
             raise UsageError(
                 f"quantization.format is '{settings.quantization.format}' in {where}",
@@ -212,37 +209,6 @@ class Profile(Settings):
 
 
 # --- reading -----------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number and a key given twice is an error."""
-
-    def compose_mapping_node(self, anchor):
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"the key '{key.value}' is given twice", key.start_mark)
-            seen.add(key.value)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{where}{line} is not valid YAML: {getattr(e, 'problem', e)}") from None
-    except (ValueError, RecursionError) as e:  # e.g. an impossible date
-        raise UsageError(f"{where} is not valid YAML: {e}") from None
 
 
 def profile_names() -> list[str]:
@@ -270,7 +236,7 @@ def load_profile(name: str) -> Profile:
         raise UsageError(f"{path.name} is not a profile: expected keys and values at the top level")
     values = {"name": path.stem, **values}
     where = f"profile '{path.stem}'"
-    profile = _validate(Profile, values, where)
+    profile = validate(Profile, values, where)
     for arm in profile.arms:
         profile.settings(arm)  # an arm that cannot run is told now, not after the first hour
     return profile
@@ -282,7 +248,7 @@ def parse_overrides(assignments) -> dict[str, Any]:
     Values are YAML, except that a text setting takes what was written: a file may be called
     `2024` or `notes #1.txt`.
     """
-    texts, overrides = dotted_keys(of_type=str), {}
+    texts, overrides = dotted_keys(Settings, of_type=str), {}
     for text in assignments:
         key, sep, value = text.partition("=")
         if not sep or not key.strip():
@@ -290,80 +256,3 @@ def parse_overrides(assignments) -> dict[str, Any]:
         key, quoted = key.strip(), value.strip()[:1] in ("'", '"')
         overrides[key] = value.strip() if key in texts and not quoted else parse_yaml(value, f"--set {key}")
     return overrides
-
-
-# --- checking ----------------------------------------------------------------------------------
-
-
-def dotted_keys(model=Settings, prefix: str = "", of_type=None) -> list[str]:
-    """Every settable key of a settings class (of one type), `train.max_steps` and the like."""
-    keys = []
-    for name, field in model.model_fields.items():
-        if sub := _section_of(field):
-            keys += dotted_keys(sub, f"{prefix}{name}.", of_type)
-        elif of_type in (None, field.annotation):
-            keys.append(prefix + name)
-    return keys
-
-
-def _section_of(field):
-    """The section class of a field that is one, optional or not."""
-    kinds = [field.annotation, *get_args(field.annotation)]
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel) and k is not ArmEntry), None)
-
-
-def _set_dotted(values: dict, key: str, value: Any, where: str) -> None:
-    """Set `a.b` in nested dictionaries, refusing keys that no setting has."""
-    inside = [k for k in dotted_keys() if k.startswith(f"{key}.")]
-    if inside:
-        raise UsageError(f"'{key}' in {where} is a section", f"Set its keys one by one: {', '.join(inside)}")
-    if key not in dotted_keys():
-        raise UsageError(f"unknown key '{key}' in {where}", nearest(key, dotted_keys()))
-    *path, last = key.split(".")
-    for part in path:
-        values = values[part]
-    values[last] = copy.deepcopy(value)
-
-
-def _validate(model, values: dict, where: str):
-    try:
-        return model.model_validate(values)
-    except ValidationError as e:
-        # A misspelt key is often also a missing one: the misspelling is the cause, so it is told first.
-        error = min(e.errors(), key=lambda error: error["type"] != "extra_forbidden")
-        loc = [str(p) for p in error["loc"] if p != "[key]"]
-        key = ".".join(_by_name(loc, values))
-        if error["type"] == "extra_forbidden":
-            raise UsageError(f"unknown key '{key}' in {where}", _nearest_key(model, loc)) from None
-        if error["type"] == "missing":
-            raise UsageError(f"'{key}' is missing in {where}") from None
-        message, hint = error["msg"].removeprefix("Value error, "), ""
-        message = message[:1].lower() + message[1:]
-        if error["type"] in ("model_type", "dict_type"):
-            message = "expected keys and values"
-        if error["type"] == "literal_error":
-            close = nearest(error["input"], re.findall(r"'([^']+)'", error["ctx"]["expected"]))
-            hint = close if close.startswith("Did") else ""
-        shown = f", got {error['input']!r:.60}" if not isinstance(error["input"], dict) else ""
-        named = f"'{key}' in {where}" if key else where
-        raise UsageError(f"{named}: {message}{shown}", hint) from None
-
-
-def _by_name(loc: list[str], values: dict) -> list[str]:
-    """`arms.2.label` with the arm's name in place of its number, where it has one."""
-    if loc[:1] != ["arms"] or len(loc) < 2:
-        return loc
-    entry = values["arms"][int(loc[1])]
-    name = entry.get("name") if isinstance(entry, dict) else None
-    return ["arms", str(name or loc[1]), *loc[2:]]
-
-
-def _nearest_key(model, loc: list[str]) -> str:
-    *parents, last = loc
-    prefix = ".".join(parents)
-    if parents and parents[0] == "arms":
-        return nearest(last, ArmEntry.model_fields)
-    keys = [*dotted_keys(model), *model.model_fields]
-    here = [k for k in keys if k.startswith(prefix + ".")] if prefix else list(model.model_fields)
-    hint = nearest(".".join(loc), here or keys)
-    return hint if hint.startswith("Did") else nearest(".".join(loc), keys)

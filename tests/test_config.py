@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from qlora_lib.assets import registered_data, registered_models
-from qlora_lib.config import (
-    PROFILES_DIR,
-    Settings,
-    dotted_keys,
-    load_profile,
-    parse_overrides,
-    parse_yaml,
-    profile_names,
-)
+from qlora_lib.checking import dotted_keys, parse_yaml
+from qlora_lib.config import PROFILES_DIR, Settings, load_profile, parse_overrides, profile_names
 from qlora_lib.cost.shapes import ModelShape
 from qlora_lib.errors import UsageError
 from qlora_lib.paths import project_root, results_dir
@@ -218,11 +211,11 @@ def test_a_method_on_wide_weights_refuses_a_quantized_base(arm):
     assert "use qlora" in refused(lambda: settings_with("quantization.format=nf4", arm=arm))
 
 
-@given(st.sampled_from(dotted_keys()), st.data())
+@given(st.sampled_from(dotted_keys(Settings)), st.data())
 def test_any_key_with_a_letter_left_out_is_refused_with_a_hint(key, data):
     i = data.draw(st.integers(0, len(key) - 1))
     misspelt = key[:i] + key[i + 1 :]
-    if misspelt in dotted_keys():
+    if misspelt in dotted_keys(Settings):
         return
     line = refused(lambda: settings_with(f"{misspelt}=1")) if misspelt.strip() else "unknown key"
     assert "unknown key" in line and repr(misspelt).strip("'") in line
