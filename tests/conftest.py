@@ -4,6 +4,7 @@ Tests marked `demo` are the exception: they use the user's own cache, and may fe
 """
 
 import os
+import signal
 import socket
 
 # Before torch is imported anywhere: bitsandbytes would compile odd widths for seconds each.
@@ -41,6 +42,15 @@ def _demo_uses_the_users_cache(request, tmp_path):
             test.delenv(name) if value is None else test.setenv(name, value)
         test.setenv("QLORA_RESULTS", str(tmp_path / "results"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _main_leaves_nothing_behind(monkeypatch):
+    """`cli.main` is made to own its process: what it sets there ends with the test."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("QLORA_DEBUG", "")
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(autouse=True)

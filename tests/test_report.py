@@ -394,9 +394,16 @@ def chosen(records) -> dict[str, str]:
 def test_the_choice_table_is_made_from_the_records(records):
     assert chosen(records)["Memory while training"] == "QLoRA"
     assert chosen(records)["Time while training"] == "LoRA"
-    other = changed(timed(records, 1.0), "lora", train__peak_memory_bytes=1)
+    other = changed(timed(records, 1.0), "lora", train__peak_tensor_bytes=1)
     assert chosen(other)["Memory while training"] == "LoRA"
     assert chosen(other)["Time while training"] == "QLoRA"
+
+
+def test_without_a_tensor_meter_memory_is_judged_by_the_allocators_peak(records):
+    """As on a GPU; one arm without it is enough."""
+    other = changed(records, "full", train__peak_tensor_bytes=None)
+    other = changed(other, "lora", train__peak_memory_bytes=1)
+    assert chosen(other)["Memory while training"] == "LoRA"
 
 
 def test_hardware_decides_what_the_limits_say(records):

@@ -10,6 +10,18 @@ from qlora_lib.report.values import Store
 METHOD = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 
 
+def training_peak(s: Store) -> tuple[str, str]:
+    """(comparison, field) of the memory that training takes at its peak.
+
+    Of the tensors where every method has it: on a CPU the process's resident set also holds what the
+    allocator kept of earlier stages. Else the meter of the record, on a GPU the allocator's.
+    """
+    trained = [arm for arm in METHOD if s.has(f"{arm}.train.peak_memory_bytes")]
+    if trained and all(s.has(f"{arm}.train.peak_tensor_bytes") for arm in trained):
+        return "peak-tensors", "train.peak_tensor_bytes"
+    return "peak-memory", "train.peak_memory_bytes"
+
+
 def step_time(s: Store, one: str, other: str) -> str | None:
     way = reading.step_time(s, one, other)
     if way is None:
@@ -36,6 +48,17 @@ def decoding(s: Store, one: str, other: str) -> str | None:
     if way == "higher":
         return f"In generation {a} is slower than {b}: {rates}, {{decode-ratio.{one}.{other}}} its speed."
     return f"In generation {a} is faster than {b}: {rates}, {{decode-ratio.{one}.{other}}} its speed."
+
+
+def idle_difference(s: Store) -> str | None:
+    """Two arms that do the same work in generation: what differs between them is the machine's."""
+    if reading.latency(s, "full", "base") not in ("higher", "lower"):
+        return None
+    return (
+        "The untrained base does the very work of the fully trained model, and ran at "
+        "{base.generation.tokens_per_second} against {full.generation.tokens_per_second} tokens per second: so much "
+        "can the machine alone change from one process to the next."
+    )
 
 
 def gain(s: Store, arm: str) -> str | None:

@@ -143,7 +143,7 @@ PAIRS = (("lora", "full"), ("qlora", "full"), ("qlora", "lora"), ("qlora-checkpo
 
 def _between_arms(store: Store) -> None:
     """Every pair in every field: its change, its ratio, and the ratio the other way round."""
-    for one, other in [*PAIRS, ("qlora", "base"), ("lora", "base"), ("base-nf4dq", "base")]:
+    for one, other in [*PAIRS, ("full", "base"), ("lora", "base"), ("qlora", "base"), ("base-nf4dq", "base")]:
         for name, (path, aspect) in COMPARED.items():
             if other == "base" and name not in ("size", "latency", "decode"):
                 continue  # nothing was trained there

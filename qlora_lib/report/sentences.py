@@ -184,10 +184,10 @@ def training(s: Store) -> list[str]:
             "preparation for 4-bit training turns it on unasked, so that its cost is often taken for "
             "quantization’s."
         )
-    memory = None
-    if s.has("peak-memory-change.qlora.full"):
+    memory, (peak, _) = None, phrases.training_peak(s)
+    if s.has(f"{peak}-change.qlora.full"):
         memory = (
-            "The peak memory of training changes by {peak-memory-change.qlora.full} against full "
+            f"The peak memory of training changes by {{{peak}-change.qlora.full}} against full "
             "fine-tuning, and optimizer state by {optimizer-state-change.qlora.full}."
         )
     return join(phrases.step_time(s, "qlora", "full"), phrases.step_time(s, "qlora", "lora"), memory) + join(checkpointing)
@@ -204,7 +204,9 @@ def inference(s: Store) -> list[str]:
         "weights it costs nothing."
         if s.has("decode-ratio.lora.base") and reading.latency(s, "lora", "base") == "higher" else None
     )  # fmt: skip
-    return join(phrases.decoding(s, "qlora", "full"), phrases.decoding(s, "qlora", "lora"), merged)
+    return join(
+        phrases.decoding(s, "qlora", "full"), phrases.decoding(s, "qlora", "lora"), merged, phrases.idle_difference(s)
+    )
 
 
 def losses(s: Store) -> list[str]:

@@ -7,22 +7,24 @@ measured here stand in columns of their own.
 from typing import Any
 
 from qlora_lib.report import verdicts
+from qlora_lib.report.phrases import training_peak
 from qlora_lib.report.grid import HERE, METHODS, NAMES, PUBLISHED, Table, against_full, beside, row
 from qlora_lib.report.segments import parse
 from qlora_lib.report.values import Store
 
 
 def all_tables(store: Store) -> dict[str, Any]:
-    tables = [_glance(), *_setup(), *_results(), _complete(), *_quality(store)]
+    tables = [_glance(store), *_setup(), *_results(), _complete(), *_quality(store)]
     return {t.name: t.as_json(store) for t in tables}
 
 
-def _glance() -> Table:
+def _glance(store: Store) -> Table:
     """What the run measured, for the title page."""
+    peak = training_peak(store)[1]
     return Table("glance", "", [("Measured here", NAMES[m]) for m in METHODS], [
         _of_methods("Model, adapter included (MiB)", "size_bytes.total"),
         _of_methods("Trainable parameters", "parameters.trainable"),
-        _of_methods("Peak memory of training (MiB)", "train.peak_memory_bytes"),
+        _of_methods("Peak memory of training (MiB)", peak),
         _of_methods("Time per training step (s)", "train.seconds_per_step"),
         _of_methods("Perplexity before training", "perplexity.before"),
         _of_methods("Perplexity after training", "perplexity.after"),

@@ -5,7 +5,7 @@ the opposite result puts the point on the other list. `choices` gives the rows o
 """
 
 from qlora_lib.report import reading
-from qlora_lib.report.phrases import METHOD
+from qlora_lib.report.phrases import METHOD, training_peak
 from qlora_lib.report.sentences import Paragraph
 from qlora_lib.report.values import Store
 
@@ -44,9 +44,10 @@ def _points(s: Store) -> tuple[list[Paragraph], list[Paragraph]]:
     put(reading.amount(s, "size-ratio.qlora.full"), "lower", "Bytes of the model.",
         "{qlora.size_bytes.total@mib_unit} against {full.size_bytes.total@mib_unit}: "
         "{size-change.qlora.full}.")  # fmt: skip
-    put(reading.amount(s, "peak-memory-ratio.qlora.full"), "lower", "Memory of training.",
-        "A peak of {qlora.train.peak_memory_bytes@mib_unit} against "
-        "{full.train.peak_memory_bytes@mib_unit}: {peak-memory-change.qlora.full}.")  # fmt: skip
+    peak, field = training_peak(s)
+    put(reading.amount(s, f"{peak}-ratio.qlora.full"), "lower", "Memory of training.",
+        f"A peak of {{qlora.{field}@mib_unit}} against {{full.{field}@mib_unit}}: "
+        f"{{{peak}-change.qlora.full}}.")  # fmt: skip
     put(reading.amount(s, "optimizer-state-ratio.qlora.full"), "lower", "Optimizer state.",
         "{qlora.train.optimizer.state_bytes@mib_unit} against "
         "{full.train.optimizer.state_bytes@mib_unit}.")  # fmt: skip
@@ -147,8 +148,9 @@ def choices(s: Store) -> list[tuple[str, str, str]]:
         if arm:
             rows.append((aim, f"={_capital(LONG[arm])}", "=" + _capital(why.format(arm=arm))))
 
-    add("Memory while training", "train.peak_memory_bytes", True,
-        "peak of {{{arm}.train.peak_memory_bytes@mib_unit}}, the lowest of the methods run")  # fmt: skip
+    peak = training_peak(s)[1]
+    add("Memory while training", peak, True,
+        f"peak of {{{{{{arm}}.{peak}@mib_unit}}}}, the lowest of the methods run")  # fmt: skip
     rows += _fastest(s)
     rows += _quality(s, "Quality, whatever it costs", TRAINED)
     rows += _quality(s, "Quality in about four bits a weight", SMALL)
@@ -200,8 +202,8 @@ def _quality(s: Store, aim: str, arms) -> list[tuple[str, str, str]]:
 def _choosing(s: Store) -> list[str]:
     """Two or three paragraphs that turn the lists into advice."""
     text = []
-    against_lora, memory = reading.perplexity(s, "qlora", "lora"), s.has("peak-memory-change.qlora.lora")
-    if against_lora and memory:
+    against_lora, (peak, _) = reading.perplexity(s, "qlora", "lora"), training_peak(s)
+    if against_lora and s.has(f"{peak}-change.qlora.lora"):
         quality = {
             "higher": "costs perplexity ({perplexity-change.qlora.lora})",
             "lower": "costs no perplexity; it lowers it ({perplexity-change.qlora.lora})",
@@ -211,7 +213,7 @@ def _choosing(s: Store) -> list[str]:
             "Start from the memory that you have. If the base fits in 16/32-bit with room for activations, "
             "LoRA is the method to compare with, not full fine-tuning: it shares QLoRA’s small optimizer "
             f"state and its operations. Going from LoRA to QLoRA {quality}, and changes the peak of memory "
-            "by {peak-memory-change.qlora.lora} and the time of a step by {step-time-change.qlora.lora}. "
+            f"by {{{peak}-change.qlora.lora}} and the time of a step by {{step-time-change.qlora.lora}}. "
             "Take QLoRA when that memory decides whether the training runs at all."
         )
     after = reading.perplexity(s, "qlora", "full-nf4dq")
