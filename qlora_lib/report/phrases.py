@@ -50,6 +50,19 @@ def decoding(s: Store, one: str, other: str) -> str | None:
     return f"In generation {a} is faster than {b}: {rates}, {{decode-ratio.{one}.{other}}} its speed."
 
 
+def drift(s: Store) -> str | None:
+    """How far the machine itself moved between the arms' processes, where it moved by over 5 %."""
+    arms = [arm for arm in METHOD if s.has(f"{arm}.peak.flops_per_second")]
+    peaks = [s.number(f"{arm}.peak.flops_per_second") for arm in arms]
+    if len(peaks) < 2 or max(peaks) < 1.05 * min(peaks):
+        return None
+    rates = ", ".join(f"{{{arm}.peak.flops_per_second}} ({METHOD[arm]})" for arm in arms)
+    return (
+        "The peak was measured in the process of each arm, and the machine itself moved between them: "
+        f"{rates}. Differences in time and in utilization between arms are known no better than that."
+    )
+
+
 def idle_difference(s: Store) -> str | None:
     """Two arms that do the same work in generation: what differs between them is the machine's."""
     if reading.latency(s, "full", "base") not in ("higher", "lower"):

@@ -131,6 +131,7 @@ COMPARED: dict[str, tuple[str, Aspect]] = {
     "optimizer-state": ("train.optimizer.state_bytes", "size"),
     "flops": ("flops_per_step", "training"),
     "step-time": ("train.seconds_per_step", "training"),
+    "total-time": ("train.seconds", "training"),
     "throughput": ("train.tokens_per_second", "training"),
     "peak-memory": ("train.peak_memory_bytes", "training"),
     "peak-tensors": ("train.peak_tensor_bytes", "training"),

@@ -24,7 +24,7 @@ def _glance(store: Store) -> Table:
     return Table("glance", "", [("Measured here", NAMES[m]) for m in METHODS], [
         _of_methods("Model, adapter included (MiB)", "size_bytes.total"),
         _of_methods("Trainable parameters", "parameters.trainable"),
-        _of_methods("Peak memory of training (MiB)", peak),
+        _of_methods(f"{'Tensors’ peak in' if 'tensor' in peak else 'Peak memory of'} training (MiB)", peak),
         _of_methods("Time per training step (s)", "train.seconds_per_step"),
         _of_methods("Perplexity before training", "perplexity.before"),
         _of_methods("Perplexity after training", "perplexity.after"),
@@ -186,7 +186,7 @@ def _complete() -> Table:
     rows.append(("Computation",))
     line("FLOPs per step (TFLOP)", "flops per step", "flops_per_step", "flops-change")
     line("MFU", "mfu", "mfu", "mfu-change")
-    line("Training time (s)", "training time", "train.seconds", "step-time-change")
+    line("Training time (s)", "training time", "train.seconds", "total-time-change")
     rows.append(("Inference and quality",))
     line("Inference time (s)", "inference time", "generation.latency_seconds", "latency-change")
     line("Tokens per second", "tokens per second", "generation.tokens_per_second", "decode-change")
@@ -242,7 +242,8 @@ def _quality(store: Store) -> list[Table]:
                    if arm != "qlora" else ("", "")))
                 for label, arm in after
             ],
-            "A minus sign says that QLoRA’s perplexity is the lower one. Intervals are paired by window.",
+            "A minus sign says that QLoRA’s perplexity is the lower one. Intervals are paired by window. On disk: a saved "
+            "checkpoint; for an adapter, its file and the base’s own.",
             label="What is deployed", label_width=4.0, widths=(1, 1, 1, 1.05, 1.35),
         ),
     ]  # fmt: skip

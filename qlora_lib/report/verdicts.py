@@ -5,7 +5,7 @@ the opposite result puts the point on the other list. `choices` gives the rows o
 """
 
 from qlora_lib.report import reading
-from qlora_lib.report.phrases import METHOD, training_peak
+from qlora_lib.report.phrases import METHOD, idle_difference, training_peak
 from qlora_lib.report.sentences import Paragraph
 from qlora_lib.report.values import Store
 
@@ -121,8 +121,8 @@ def limits(s: Store) -> list[Paragraph]:
     if s.has("any-protocol"):
         text.append((
             "One seed, one text.",
-            "The intervals say how far the evaluation windows agree. They say nothing of another seed, "
-            "another text, or a longer training.",
+            "The intervals say how far the evaluation windows agree, and take them as independent. They say "
+            "nothing of another seed, another text, or a longer training.",
         ))  # fmt: skip
     trained = next((a for a in TRAINED if s.has(f"{a}.train.steps")), None)
     if trained:
@@ -150,12 +150,22 @@ def choices(s: Store) -> list[tuple[str, str, str]]:
 
     peak = training_peak(s)[1]
     add("Memory while training", peak, True,
-        f"peak of {{{{{{arm}}.{peak}@mib_unit}}}}, the lowest of the methods run")  # fmt: skip
+        f"peak of {{{{{{arm}}.{peak}@mib_unit}}}}{' of tensors' if 'tensor' in peak else ''}, the lowest at equal "
+        "checkpointing")  # fmt: skip
     rows += _fastest(s)
     rows += _quality(s, "Quality, whatever it costs", TRAINED)
     rows += _quality(s, "Quality in about four bits a weight", SMALL)
-    add("Speed of generation", "generation.tokens_per_second", False,
-        "{{{arm}.generation.tokens_per_second}} tokens per second, the most of the methods run")  # fmt: skip
+    if idle_difference(s) and reading.best(s, TRAINED, "generation.tokens_per_second", False) == "full":
+        rows.append((
+            "Speed of generation", "=Unquantized weights",
+            "={full.generation.tokens_per_second} tokens per second in one process and "
+            "{base.generation.tokens_per_second} in another at the same work, {qlora.generation.tokens_per_second} with QLoRA"
+            if s.has("qlora.generation.tokens_per_second") else
+            "={full.generation.tokens_per_second} tokens per second, the most of the methods run",
+        ))  # fmt: skip
+    else:
+        add("Speed of generation", "generation.tokens_per_second", False,
+            "{{{arm}.generation.tokens_per_second}} tokens per second, the most of the methods run")  # fmt: skip
     add("Many tasks over one base", "size_bytes.adapter", True,
         "an adapter of {{{arm}.size_bytes.adapter@mib_unit}} a task, on one base of "
         "{{{arm}.size_bytes.base@mib_unit}}", arms=_smallest_base(s))  # fmt: skip
