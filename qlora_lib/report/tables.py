@@ -194,7 +194,7 @@ def _complete() -> Table:
     return Table(
         "complete", f"Every metric of the study. {PUBLISHED} {HERE}", columns, rows,
         "Changes here are QLoRA’s figure against full fine-tuning’s, so a plus sign means more of what "
-        "the row names; the change of training time is that of the median step. The study’s signs "
+        "the row names; training time is that of all steps, the first and the metered one included. The study’s signs "
         "follow no one rule and are printed as they stand.",
         label_width=3.5,
     )  # fmt: skip
