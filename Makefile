@@ -87,7 +87,7 @@ endif
 	@$(PIP) install -qq $(PIP_ARGS) --build-constraint constraints.txt -c constraints.txt -e '.[test]' || $(AGAIN)
 	@rm -f .venv.unfinished
 	@pwd -P > .venv/.ready
-	@echo "set-up done"
+	@echo "set-up done; the command is .venv/bin/qlora (or: source .venv/bin/activate)"
 
 # The newest versions that fit together, from an empty environment. The head of constraints.txt, with
 # the pins kept by hand, stays and holds; torch's CUDA packages are left to torch, which pins them.

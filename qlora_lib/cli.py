@@ -49,7 +49,7 @@ def cli(debug: bool) -> None:
       qlora report --profile demo         the whole comparison, ending in a PDF
       qlora train --profile demo --method qlora --out my-run
       qlora eval --model smollm2-135m --task perplexity --data my.txt
-      qlora generate --model smollm2-135m --adapter my-run/adapter --prompt "Paris is"
+      qlora generate --model smollm2-135m --quantization nf4 --adapter my-run/adapter --prompt "Paris is"
     """
 
 
@@ -159,7 +159,7 @@ def train(profile, method, arm_name, assignments, out, force, as_json) -> None:
       qlora train --profile demo --method lora --set data.name=my.txt --set train.max_steps=50 --out mine
     """
     from qlora_lib.config import load_profile, parse_overrides
-    from qlora_lib.study import run_arm
+    from qlora_lib.study import ArmFailed, run_arm
     from qlora_lib.texts import check_source
 
     if bool(method) == bool(arm_name):
@@ -169,7 +169,12 @@ def train(profile, method, arm_name, assignments, out, force, as_json) -> None:
     overrides = parse_overrides(assignments)
     data = p.settings(arm, overrides).data
     check_source(data.name, data.text_column)  # a bad file is told before a model is fetched
-    result = run_arm(p, arm, out, overrides, force)
+    try:
+        result = run_arm(p, arm, out, overrides, force)
+    except ArmFailed as e:
+        if e.told:
+            sys.exit(e.exit_code)
+        raise
     r = result.record
     if as_json:
         _print_json(r.model_dump(by_alias=True, mode="json"))
@@ -189,6 +194,12 @@ def _show_run(result, out: Path) -> None:
         click.echo(f"  perplexity {r.perplexity.before:.2f} -> {r.perplexity.after:.2f} ({r.perplexity.protocol})")
     elif r.perplexity:
         click.echo(f"  perplexity {r.perplexity.before:.2f} ({r.perplexity.protocol})")
+    if (out / "adapter").is_dir():
+        base = r.settings["quantization"]["format"]
+        click.echo(
+            f"  try it: qlora generate --model {r.settings['model']['name']} --quantization {base} "
+            f'--adapter {out / "adapter"} --prompt "..."'
+        )
 
 
 @cli.command("eval")

@@ -18,6 +18,9 @@ from qlora_lib.records import DataInfo, SplitStatistics
 from qlora_lib.texts import JOIN, SPLITS, Texts, load_texts
 
 
+SHORTER = 32  # tokens in a window that a page of text has room for
+
+
 @dataclass(frozen=True)
 class LanguageData:
     """Token streams by split, and what is known of them."""
@@ -33,7 +36,7 @@ class LanguageData:
             raise QloraError(
                 f"the {split} split of '{self.info.name}' has {len(self.tokens[split])} tokens, "
                 f"and one window needs {self.window_length}",
-                "Give more text, or set data.window_length lower",
+                f"Give more text (a local file is split 90/5/5), or shorter windows: --set data.window_length={SHORTER}",
             )
         return windows
 

@@ -1,7 +1,7 @@
 """Stream text from a model: transformers' `generate` in a thread, its pieces as they come."""
 
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Iterator
 
 from qlora_lib.errors import QloraError, UsageError
@@ -46,17 +46,33 @@ def stream_from(
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     failure: list[BaseException] = []
+    unwanted = Event()  # set when the reader leaves before the end
+
+    def leave(ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
+        return torch.full((len(ids),), unwanted.is_set(), device=ids.device)
 
     def work() -> None:
         try:
             torch.manual_seed(seed)
             with torch.no_grad():
-                model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, streamer=streamer, pad_token_id=pad)
+                model.generate(
+                    **inputs,
+                    **sampling,
+                    max_new_tokens=max_new_tokens,
+                    streamer=streamer,
+                    pad_token_id=pad,
+                    stopping_criteria=[leave],
+                )
         except BaseException as e:  # told to the reader of the stream, not lost with the thread
             failure.append(e)
             streamer.end()
 
-    Thread(target=work, daemon=True).start()
-    yield from streamer
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        yield from streamer
+    finally:  # an interpreter that ends while torch still works in a thread is aborted
+        unwanted.set()
+        thread.join()
     if failure:
         raise QloraError(f"generation failed: {failure[0]}", "Try a shorter prompt or another --dtype")

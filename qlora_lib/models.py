@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from qlora_lib.config import Lora, Quantization
-from qlora_lib.errors import QloraError, UsageError, nearest
+from qlora_lib.errors import QloraError, UsageError, nearest, one_line
 from qlora_lib.hardware import DType
 
 CHECKPOINTING = {"use_reentrant": False}  # the variant PyTorch recommends; needs no input gradients
@@ -170,25 +170,35 @@ def save_adapter(model, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 
+def check_adapter(folder: Path) -> Path:
+    """The folder, if it holds a PEFT adapter in safetensors; else a UsageError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}", "Give the folder of an adapter, e.g. my-run/adapter")
+    for needed in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / needed).is_file():
+            has = ", ".join(sorted(p.name for p in folder.glob("*"))[:8]) or "nothing"
+            hint = "Give the folder that PEFT's save_pretrained wrote with safetensors"
+            if (folder / "adapter" / needed).is_file():
+                hint = f"Did you mean {folder / 'adapter'}?"
+            raise UsageError(f"{folder} is no adapter: {needed} is missing (it has: {has})", hint)
+    return folder
+
+
 def load_adapter(model, folder: Path, trainable: bool = False):
     """`model` with the adapter of a local PEFT folder on it."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    folder = Path(folder)
-    for needed in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / needed).is_file():
-            has = ", ".join(sorted(p.name for p in folder.glob("*"))[:8]) if folder.is_dir() else "nothing"
-            raise UsageError(
-                f"{folder} is no adapter: {needed} is missing (it has: {has or 'nothing'})",
-                "Give the folder that qlora train or PEFT's save_pretrained wrote with safetensors",
-            )
+    folder = check_adapter(folder)
     try:
         with quiet(), safe_open(folder / "adapter_model.safetensors", "pt") as file:
             stored = set(file.keys())
             model = PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as e:
-        raise QloraError(f"the adapter in {folder} does not load on this base: {e}") from None
+        raise QloraError(
+            f"the adapter in {folder} does not load on this base: {one_line(e):.200}", "Give the adapter of this very model"
+        ) from None
     if model.active_peft_config.is_prompt_learning:
         raise UsageError(f"the adapter in {folder} is of virtual tokens", "Give one that changes layers, such as LoRA")
     # PEFT only warns of these, and the layers without weights of their own then adapt nothing.

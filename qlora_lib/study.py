@@ -61,6 +61,8 @@ class ArmResult:
 class ArmFailed(QloraError):
     """An arm ended without a record."""
 
+    told = False  # whether the arm's own process has printed why
+
 
 def run_profile(
     profile: Profile, overrides: dict[str, Any] | None = None, only: list[str] | None = None, force: bool = False
@@ -261,7 +263,7 @@ def _spawn(job: Job) -> None:
         raise KeyboardInterrupt
     if code:
         failure = ArmFailed(f"arm '{job.arm.name}' failed", "Its own message stands above")
-        failure.exit_code = 2 if code == 2 else 1
+        failure.exit_code, failure.told = (2 if code == 2 else 1), True
         raise failure
 
 

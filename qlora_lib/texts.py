@@ -312,5 +312,4 @@ def _tiny_text() -> Texts:
         source="made on the spot from a toy grammar",
         splits=split_in_order(documents),
         license="CC0-1.0",
-        stand_in_for="wikitext-2",
     )

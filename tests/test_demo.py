@@ -1,6 +1,8 @@
 """One real pass on the default model: what it weighs in four bits, what it scores, and that it trains."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -52,3 +54,10 @@ def test_the_default_model_in_four_bits(tmp_path):
     assert (train.optimizer.requested, record.provenance.dtype) == ("paged_adamw_8bit", "fp32")
     assert size.total < train.peak_tensor_bytes < train.peak_memory_bytes < 3 * 2**30
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_generate_ends_as_a_command_should():
+    """The thread that writes is joined: an interpreter that ends before it is aborted by torch."""
+    command = [sys.executable, "-m", "qlora_lib", "generate", "--model", "smollm2-135m", "--max-new-tokens", "4"]
+    done = subprocess.run([*command, "--prompt", "The capital of France"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr

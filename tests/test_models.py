@@ -254,7 +254,7 @@ def test_an_adapter_comes_back_bit_for_bit(trained, adapter):
 
 
 @pytest.mark.parametrize("damage, error, said", [
-    ("nothing there", UsageError, "adapter_config.json is missing.*nothing"),
+    ("nothing there", UsageError, "no folder .*Give the folder of an adapter"),
     ("no config", UsageError, "adapter_config.json is missing.*it has: .*adapter_model.safetensors"),
     ("bin only", UsageError, "adapter_model.safetensors is missing.*adapter_model.bin"),
     ("truncated", QloraError, "does not load on this base"),
