@@ -33,6 +33,11 @@ def results_dir(profile: str) -> Path:
     return project_root() / "results" / profile
 
 
+def course_dir(profile: str) -> Path:
+    """What a reader of the course leaves: predictions, and figures kept for a talk."""
+    return results_dir(profile) / "course"
+
+
 def figures_dir(profile: str) -> Path:
     return project_root() / "figures" / profile
 

@@ -202,7 +202,7 @@ def test_every_notebook_runs(executed):
             streams = [o.name for o in cell.outputs if o.output_type == "stream"]
             assert len(set(streams)) == len(streams), f"{e.name} {cell.id}: text in pieces"
             assert '"error"' not in text and "Warning" not in text, f"{e.name} {cell.id}"
-        stamp = json.loads(runner.stamp_path(e.output.parent, e.name).read_text())
+        stamp = json.loads(runner.stamp_path(e.output).read_text())
         assert stamp["seconds"] > 0 and (stamp["peak_resident_bytes"] or 1) > 0
 
 
@@ -443,11 +443,33 @@ def test_tables_print_absence_and_formats(monkeypatch, tmp_path):
 
 def test_reveal_compares_a_prediction(monkeypatch, tmp_path):
     lesson = lesson_of(monkeypatch, tmp_path, ["base"])
-    assert "set guess" in lesson.reveal(None, 3.0, "times").text
-    assert lesson.reveal(3.1, 3.0, "times").text.endswith("Your prediction: 3.10×, within a tenth of it.")
-    assert lesson.reveal(1.5, 3.0, "times").text.endswith("off by a factor of 2.")
-    assert "factor" not in lesson.reveal(0, 3.0, "times").text
-    assert "not measured" in lesson.reveal(1.0, None).text
+    assert "set guess" in lesson.reveal("01 a", None, 3.0, "times").text
+    assert lesson.reveal("01 b", 3.1, 3.0, "times").text.endswith("Your prediction: 3.10×, within a tenth of it.")
+    assert lesson.reveal("01 c", 1.5, 3.0, "times").text.endswith("off by a factor of 2.")
+    assert "factor" not in lesson.reveal("01 d", 0, 3.0, "times").text
+    assert "not measured" in lesson.reveal("01 e", 1.0, None).text
+    assert "The simple rule says 6.00×, off by a factor of 2." in lesson.reveal("01 f", None, 3.0, "times", rule=6).text
+    assert "In the ledger stands your first prediction, 1.50×." in lesson.reveal("01 c", 3, 3.0, "times").text
+    assert [e.name for e in lesson.ledger.entries] == ["01 a", "01 b", "01 c", "01 d", "01 f"]
+    assert "01 f: the rule 6.00×; measured 3.00×" in lesson.predictions().alt
+
+
+def test_a_ledger_without_predictions_is_not_drawn(monkeypatch, tmp_path):
+    lesson = lesson_of(monkeypatch, tmp_path, ["base"])
+    assert "holds no prediction yet" in lesson.predictions().text
+
+
+def test_a_figure_is_kept_for_a_talk(monkeypatch, tmp_path):
+    from qlora_lib import style
+
+    lesson = lesson_of(monkeypatch, tmp_path, ["base"])
+    with style.page_style():
+        figure = style.new_figure(3)
+        figure.subplots()
+    assert lesson.keep("empty", figure, "nothing").alt == "nothing"
+    kept = tmp_path / "smoke" / "course" / "talk"
+    assert sorted(p.name for p in kept.iterdir()) == ["empty.png", "empty.svg"]
+    assert list(Lesson("smoke", "own").records) == ["base"]  # what a reader leaves is no record
 
 
 def test_shown_text_is_escaped():
@@ -474,5 +496,5 @@ def test_cost_takes_the_last_run_here_else_the_committed_one(monkeypatch, tmp_pa
     assert "7.00 s" in lesson.cost("05_comparison").text and row not in lesson.cost("06_inference").text
     folder = tmp_path / "smoke" / "notebooks"
     folder.mkdir(parents=True)
-    runner.stamp_path(folder, "05_comparison").write_text('{"seconds": 90.0, "peak_resident_bytes": null}')
+    runner.stamp_path(folder / "05_comparison.ipynb").write_text('{"seconds": 90.0, "peak_resident_bytes": null}')
     assert re.search(r"90\.0 s +not measured", lesson.cost("05_comparison", each_arm=True).text)

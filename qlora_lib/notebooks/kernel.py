@@ -1,4 +1,10 @@
-"""The kernel that executes the notebooks: the running interpreter, whatever kernels are installed."""
+"""The kernel that executes the notebooks: the running interpreter, whatever kernels are installed.
+
+How it works: one process executes all notebooks of a call, because starting one and importing the stack
+takes longer than many a lesson. Before each notebook its names are forgotten, its counter goes back to
+1, and the memory that is free goes back to the system, so that a peak is the notebook's own. A kernel
+that died is replaced by a new one.
+"""
 
 from pathlib import Path
 
@@ -6,13 +12,24 @@ import zmq
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from traitlets import default
+
+RESET = """
+import ctypes, gc, os
+os.chdir({folder!r})
+get_ipython().reset()
+gc.collect()
+try:
+    ctypes.CDLL(None).malloc_trim(0)
+except (OSError, AttributeError):
+    pass  # not glibc
+del ctypes, gc, os
+"""
 
 
 class ThisPython(AsyncKernelManager):
-    """Starts the ipykernel of `sys.executable`, and notes the kernel's peak memory at its end."""
-
-    peak_resident_bytes: int | None = None  # of the last kernel; None where /proc is not there
+    """Starts the ipykernel of `sys.executable`."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -22,11 +39,48 @@ class ThisPython(AsyncKernelManager):
     def _encrypt_where_possible(self) -> str:
         return "auto" if zmq.has("curve") else "disabled"  # else the kernel warns on every start
 
-    async def _async_request_shutdown(self, restart: bool = False) -> None:
-        ThisPython.peak_resident_bytes = peak_resident_bytes(self.provisioner.pid)
-        await super()._async_request_shutdown(restart)
 
-    request_shutdown = _async_request_shutdown
+class SharedKernel:
+    """A context in which notebooks are executed one after another by one process."""
+
+    def __enter__(self) -> "SharedKernel":
+        self.manager = None
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._end()
+
+    def fresh(self, folder: Path) -> ThisPython:
+        """The manager of a running kernel in which nothing is defined, its working directory `folder`."""
+        if self.manager is None or not run_sync(self.manager.is_alive)():
+            self._end()
+            self.manager = ThisPython(kernel_name="python3")
+            run_sync(self.manager.start_kernel)(cwd=str(folder))
+        else:
+            self._run(RESET.format(folder=str(folder)))
+        try:
+            Path(f"/proc/{self.manager.provisioner.pid}/clear_refs").write_text("5")  # Linux: the peak starts anew
+        except OSError:
+            pass
+        return self.manager
+
+    def peak_resident_bytes(self) -> int | None:
+        """Highest resident set since `fresh`, in bytes; None where /proc is not there."""
+        return peak_resident_bytes(self.manager.provisioner.pid)
+
+    def _run(self, code: str) -> None:
+        client = self.manager.client()
+        client.start_channels()
+        try:
+            run_sync(client.wait_for_ready)(timeout=60)
+            run_sync(client.execute_interactive)(code, store_history=False, output_hook=lambda message: None, timeout=60)
+        finally:
+            client.stop_channels()
+
+    def _end(self) -> None:
+        if self.manager is not None and self.manager.has_kernel:
+            run_sync(self.manager.shutdown_kernel)(now=True)
+        self.manager = None
 
 
 def peak_resident_bytes(pid: int | str = "self") -> int | None:

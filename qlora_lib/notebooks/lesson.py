@@ -6,17 +6,18 @@ report print the same figure in the same way, and a quantity that was not measur
 that depend on the numbers are the report's own, chosen from the records.
 """
 
-import html
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from qlora_lib import hardware, style
 from qlora_lib.config import load_profile
 from qlora_lib.errors import QloraError, UsageError, nearest
 from qlora_lib.figures import FIGURES, NothingToDraw
-from qlora_lib.paths import report_dir
+from qlora_lib.notebooks.predictions import draw_predictions, predictions_alt
+from qlora_lib.notebooks.ledger import Ledger
+from qlora_lib.notebooks.shown import Picture, Shown, as_table, paragraphs
+from qlora_lib.paths import course_dir, report_dir, write_atomic
 from qlora_lib.records import RunRecord, records_of
 from qlora_lib.report import quantities
 from qlora_lib.report.formats import NOT_MEASURED, show
@@ -26,32 +27,6 @@ from qlora_lib.report.values import Store
 from qlora_lib.report.verdicts import all_verdicts, choices
 
 SOURCES = ("auto", "own", "committed", "run")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A piece of a page: HTML where there is a browser, plain text elsewhere."""
-
-    html: str
-    text: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of `style.new_figure` with the words for a reader who cannot see it."""
-
-    figure: style.Figure
-    alt: str
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        bundle = {"image/png": style.render(self.figure, "png"), "text/plain": self.alt}
-        return bundle, {"image/png": {"alt": self.alt}}
 
 
 class Lesson:
@@ -79,9 +54,10 @@ class Lesson:
         self.records: dict[str, RunRecord] = {arm: found[arm] for arm in style.in_order(found)}
         self.store = Store(self.records, self.profile.search is not None)
         quantities.define(self.store)
+        self.ledger = Ledger(course_dir(self.profile.name) / "predictions.json")
 
     def _repr_html_(self) -> str:
-        return _paragraphs(self._opening()).html
+        return paragraphs(self._opening()).html
 
     def __repr__(self) -> str:
         return "\n".join(self._opening())
@@ -145,7 +121,7 @@ class Lesson:
             if slot not in known:
                 raise QloraError(f"the report says nothing about '{slot}'", nearest(slot, known))
         found = [(lead, self._plain(text)) for slot in slots for lead, text in known[slot]]
-        return _paragraphs([text for _, text in found], [lead for lead, _ in found])
+        return paragraphs([text for _, text in found], [lead for lead, _ in found])
 
     def choices(self) -> Shown:
         """The choice table: what matters most, what to use, what the records say."""
@@ -162,25 +138,54 @@ class Lesson:
         try:
             return Picture(FIGURES[name].draw(self.records), FIGURES[name].alt(self.records))
         except NothingToDraw as e:
-            return _paragraphs([f"Not drawn: {e.message}."])
+            return paragraphs([f"Not drawn: {e.message}."])
 
     def reveal(
-        self, guess: float | None, value: float | None, form: str = "rate", what: str = "Measured"
+        self,
+        name: str,
+        guess: float | None,
+        value: float | None,
+        form: str = "rate",
+        what: str = "Measured",
+        rule: float | None = None,
     ) -> Shown:
-        """A prediction beside the value. `form` names a format of report/formats.py; `what` says how
-        the value was got."""
+        """A prediction beside the value; both go to the ledger, where the first prediction counts.
+
+        Args:
+            name: of the prediction, unique in the course, its notebook's number first.
+            guess: the reader's, or None.
+            value: what was measured, or None where it was not.
+            form: a format of report/formats.py.
+            what: how the value was got.
+            rule: what a simple rule says, or a published write-up.
+        """
         if value is None:
-            return _paragraphs([f"These records do not say: {NOT_MEASURED}."])
+            return paragraphs([f"These records do not say: {NOT_MEASURED}."])
+        entry = self.ledger.note(name, guess, value, form, what, rule)
         line = f"{what}: {show(value, form)}."
         if guess is None:
             line += " (No prediction was written down: set guess, run the cell again.)"
         else:
-            line += f" Your prediction: {show(guess, form)}"
-            if guess * value > 0:
-                ratio = max(guess / value, value / guess)
-                line += ", within a tenth of it" if ratio <= 1.1 else f", off by a factor of {ratio:.2g}"
-            line += "."
-        return _paragraphs([line])
+            line += f" Your prediction: {show(guess, form)}{_apart(guess, value)}."
+        if rule is not None:
+            line += f" The simple rule says {show(rule, form)}{_apart(rule, value)}."
+        if entry.guess not in (None, guess):
+            line += f" In the ledger stands your first prediction, {show(entry.guess, form)}."
+        return paragraphs([line, *([self.ledger.trouble] if self.ledger.trouble else [])])
+
+    def predictions(self) -> Picture | Shown:
+        """Every prediction of the ledger against what was measured."""
+        entries = self.ledger.entries
+        try:
+            return Picture(draw_predictions(entries), predictions_alt(entries))
+        except NothingToDraw as e:
+            return paragraphs([f"Not drawn: {e.message}."])
+
+    def keep(self, name: str, figure: style.Figure, alt: str) -> Picture:
+        """Show a figure, and save it as SVG and PNG, to be used in a talk."""
+        for file_format in ("svg", "png"):
+            write_atomic(course_dir(self.profile.name) / "talk" / f"{name}.{file_format}", style.render(figure, file_format))
+        return Picture(figure, alt)
 
     # --- what it cost ----------------------------------------------------------------------------
 
@@ -205,7 +210,14 @@ class Lesson:
 
         seconds = _duration(time.perf_counter() - self._begun)
         memory = show(peak_resident_bytes(), "mib_unit")
-        return _paragraphs([f"Since the lesson was opened: {seconds}; most memory resident: {memory}."])
+        return paragraphs([f"Since the lesson was opened: {seconds}; most memory resident: {memory}."])
+
+
+def _apart(guess: float, value: float) -> str:
+    if guess * value <= 0:
+        return ""
+    ratio = max(guess / value, value / guess)
+    return ", within a tenth of it" if ratio <= 1.1 else f", off by a factor of {ratio:.2g}"
 
 
 def _duration(seconds: float) -> str:
@@ -222,25 +234,3 @@ def _last_run(profile: str, notebook: str) -> dict | None:
         return json.loads(committed.read_text()).get(notebook)
     except (OSError, ValueError):
         return None
-
-
-def as_table(head: list[str], rows: list[list[str]], numbers: bool = True) -> Shown:
-    """Rows of texts; with `numbers`, all columns but the first are set flush right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]]
-
-    def tr(row: list[str], tag: str) -> str:
-        kinds = ("", *([' class="number" style="text-align:right"' if numbers else ""] * (len(row) - 1)))
-        cells = (f"<{tag}{kind}>{html.escape(c)}</{tag}>" for c, kind in zip(row, kinds))
-        return f"<tr>{''.join(cells)}</tr>"
-
-    body = "\n".join(tr(row, "td") for row in rows)
-    page = f"<table>\n<thead>{tr(head, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-    return Shown(page, "\n".join(lines))
-
-
-def _paragraphs(texts: list[str], leads: list[str] | None = None) -> Shown:
-    leads = leads or [""] * len(texts)
-    bold = [f"<strong>{html.escape(lead)}</strong> " if lead else "" for lead in leads]
-    page = "\n".join(f"<p>{b}{html.escape(text)}</p>" for b, text in zip(bold, texts))
-    return Shown(page, "\n".join(f"{lead} {text}".strip() for lead, text in zip(leads, texts)))

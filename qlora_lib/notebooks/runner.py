@@ -1,11 +1,11 @@
 """Execute the notebooks of the course headlessly, each once for the same code, records and parameters.
 
-How it works: every notebook runs in a kernel of its own through papermill, in a temporary file, and
-is renamed into report/<profile>/notebooks/ only when all its cells have run. Papermill marks the
-cells of a dead kernel "completed", so a failure is taken from the exception alone; what had run by
-then is kept as NN.failed.ipynb. Beside each output a stamp holds the hash of all that decides it; an
-equal hash means that nothing is executed. The kernel is this very Python: installed kernel
-specifications are not asked, because another environment's "python3" may stand before ours.
+How it works: papermill runs every notebook, in a temporary file that is renamed into
+report/<profile>/notebooks/ only when all its cells have run. Papermill marks the cells of a dead
+kernel "completed", so a failure is taken from the exception alone; what had run by then is kept as
+NN.failed.ipynb. Beside each output a stamp holds the hash of all that decides it; an equal hash means
+that nothing is executed. The kernel is this very Python, one for all notebooks (kernel.py): installed
+kernel specifications are not asked, because another environment's "python3" may stand before ours.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from qlora_lib import hardware
 from qlora_lib.config import Profile
@@ -25,19 +25,26 @@ from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.paths import project_root, report_dir, write_atomic
 from qlora_lib.records import RunRecord, records_of
 
+if TYPE_CHECKING:
+    from qlora_lib.notebooks.kernel import SharedKernel
+
 PACKAGE = Path(__file__).resolve().parent.parent
+SOLUTIONS = "solutions"  # folder beside the notebooks, and beside their pages
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @dataclass(frozen=True)
 class Executed:
-    name: str  # 05_comparison
+    name: str  # 05_comparison, or solutions/05_comparison
     output: Path  # the executed .ipynb
     html: Path
     cached: bool
     seconds: float  # of this call
 
 
-def run_notebooks(profile: Profile, only: list[str] | None = None, force: bool = False) -> list[Executed]:
+def run_notebooks(
+    profile: Profile, only: list[str] | None = None, force: bool = False, solutions: bool = False
+) -> list[Executed]:
     """Run the arms of the profile that are missing, then execute the notebooks on their records.
 
     Raises UsageError for an unknown number in `only`, QloraError when an arm or a cell fails.
@@ -46,7 +53,7 @@ def run_notebooks(profile: Profile, only: list[str] | None = None, force: bool =
 
     choose(only)  # a wrong number is told before the training
     run_profile(profile)
-    return execute_notebooks(profile, "own", only, force)
+    return execute_notebooks(profile, "own", only, force, solutions)
 
 
 def execute_notebooks(
@@ -54,50 +61,63 @@ def execute_notebooks(
     records: Literal["own", "committed"] = "own",
     only: list[str] | None = None,
     force: bool = False,
+    solutions: bool = False,
 ) -> list[Executed]:
     """Execute the notebooks on records that exist, into report/<profile>/notebooks/; nothing is trained.
 
     Args:
         only: numbers such as "05"; all notebooks when None.
         force: execute again what is up to date.
+        solutions: also the solutions of each, right after it.
     """
-    sources = choose(only)
+    from qlora_lib.notebooks.kernel import SharedKernel
+
+    sources = choose(only, solutions)
     found, _ = records_of(profile.name, records)
-    folder = report_dir() / profile.name / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
+    pages = report_dir() / profile.name / "notebooks"
     parameters = {"profile": profile.name, "records": records}
     shared = _shared_key(parameters, found)
     executed = []
-    for number, source in enumerate(sources, 1):
-        begun = time.perf_counter()
-        key = _hash(shared.encode() + source.read_bytes())
-        cached = not force and _up_to_date(folder, source.stem, key)
-        if not cached:
-            _say(f"({number}/{len(sources)}) notebook {source.stem}")
-            _make(source, folder, parameters, key)
-        seconds = time.perf_counter() - begun
-        _say(f"notebook {source.stem}: " + ("up to date" if cached else f"{seconds:.0f} s"))
-        output = folder / f"{source.stem}.ipynb"
-        executed.append(Executed(source.stem, output, output.with_suffix(".html"), cached, seconds))
+    with SharedKernel() as kernel:
+        for number, source in enumerate(sources, 1):
+            begun = time.perf_counter()
+            name = _name(source)
+            output = pages / f"{name}.ipynb"
+            key = _hash(shared.encode() + source.read_bytes())
+            cached = not force and _up_to_date(output, key)
+            if not cached:
+                _say(f"({number}/{len(sources)}) notebook {name}")
+                output.parent.mkdir(parents=True, exist_ok=True)
+                _make(source, output, parameters, key, kernel)
+            seconds = time.perf_counter() - begun
+            _say(f"notebook {name}: " + ("up to date" if cached else f"{seconds:.0f} s"))
+            executed.append(Executed(name, output, output.with_suffix(".html"), cached, seconds))
     return executed
 
 
-def choose(only: list[str] | None = None) -> list[Path]:
-    """The notebooks' files in order, all of them or those whose numbers are named."""
-    files = {path.name.split("_")[0]: path for path in sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))}
+def choose(only: list[str] | None = None, solutions: bool = False) -> list[Path]:
+    """The notebooks' files in order, all of them or those whose numbers are named; each with its solutions."""
+    folder = project_root() / "notebooks"
+    files = {path.name.split("_")[0]: path for path in sorted(folder.glob("[0-9]*.ipynb"))}
     if not files:
-        raise QloraError(f"no notebooks in {project_root() / 'notebooks'}", "Run from a checkout of the repository")
-    if only is None:
-        return list(files.values())
-    wanted = [number.strip().zfill(2) for number in only]
+        raise QloraError(f"no notebooks in {folder}", "Run from a checkout of the repository")
+    wanted = list(files) if only is None else [number.strip().zfill(2) for number in only]
     for number in wanted:
         if number not in files:
             raise UsageError(f"no notebook '{number}'", f"Choose from: {', '.join(files)}")
-    return [path for number, path in files.items() if number in wanted]
+    chosen = [path for number, path in files.items() if number in wanted]
+    if solutions:
+        pairs = [(path, folder / SOLUTIONS / path.name) for path in chosen]
+        chosen = [path for pair in pairs for path in pair if path.is_file()]
+    return chosen
 
 
-def stamp_path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.stamp.json"
+def _name(source: Path) -> str:
+    return f"{SOLUTIONS}/{source.stem}" if source.parent.name == SOLUTIONS else source.stem
+
+
+def stamp_path(output: Path) -> Path:
+    return output.with_suffix(".stamp.json")
 
 
 # --- the cache -----------------------------------------------------------------------------------
@@ -117,13 +137,13 @@ def _shared_key(parameters: dict[str, str], records: dict[str, RunRecord]) -> st
     return json.dumps(parts, sort_keys=True)
 
 
-def _up_to_date(folder: Path, name: str, key: str) -> bool:
+def _up_to_date(output: Path, key: str) -> bool:
     try:
-        stamp = json.loads(stamp_path(folder, name).read_text())
+        stamp = json.loads(stamp_path(output).read_text())
     except (OSError, ValueError):
         return False
-    made = [folder / f"{name}{suffix}" for suffix in (".ipynb", ".html")]
-    return isinstance(stamp, dict) and stamp.get("key") == key and all(p.is_file() for p in made)
+    made = output.is_file() and output.with_suffix(".html").is_file()
+    return isinstance(stamp, dict) and stamp.get("key") == key and made
 
 
 def _hash(data: bytes) -> str:
@@ -133,17 +153,17 @@ def _hash(data: bytes) -> str:
 # --- one notebook --------------------------------------------------------------------------------
 
 
-def _make(source: Path, folder: Path, parameters: dict[str, str], key: str) -> None:
+def _make(source: Path, output: Path, parameters: dict[str, str], key: str, kernel: "SharedKernel") -> None:
     """Execute one notebook, write its HTML, and last the stamp that says both are whole."""
     from qlora_lib.notebooks.html import to_html
 
-    output, stamp = folder / source.name, stamp_path(folder, source.stem)
+    folder, stamp = output.parent, stamp_path(output)
     stamp.unlink(missing_ok=True)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix=".running-", dir=folder) as running:
         part = Path(running) / source.name
-        peak = _papermill(source, part, parameters, folder)
-        _without_paths(part)
+        peak = _papermill(source, part, parameters, folder, kernel)
+        _for_any_reader(part)
         write_atomic(output, part.read_bytes())
     (folder / f"{source.stem}.failed.ipynb").unlink(missing_ok=True)
     seconds = time.perf_counter() - begun
@@ -152,23 +172,20 @@ def _make(source: Path, folder: Path, parameters: dict[str, str], key: str) -> N
     write_atomic(stamp, json.dumps(spent, indent=1) + "\n")
 
 
-def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Path) -> int | None:
+def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Path, kernel: "SharedKernel") -> int | None:
     """Execute `source` into `part`; returns the kernel's peak resident bytes where they can be had."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from qlora_lib.notebooks.kernel import ThisPython
-
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    ThisPython.peak_resident_bytes = None
     try:
         papermill.execute_notebook(
             source,
             part,
             parameters=parameters,
             kernel_name="python3",
-            kernel_manager_class=ThisPython,
+            km=kernel.fresh(source.parent),
             coalesce_streams=True,  # text that a cell streams is one output, not one a word
             progress_bar={"file": sys.stderr, "leave": False} if sys.stderr.isatty() else False,
             cwd=source.parent,
@@ -184,7 +201,7 @@ def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Pat
             f"the kernel of notebook {source.stem} died{where}: {_first_line(str(e))}",
             f"Most often memory ran out. What had run is in {kept}",
         ) from None
-    return ThisPython.peak_resident_bytes
+    return kernel.peak_resident_bytes()
 
 
 def _keep_partial(part: Path, folder: Path) -> Path:
@@ -206,14 +223,17 @@ def _running_cell(part: Path) -> str:
     return f" in its cell {started[-1] + 1} (`{_first_line(cells[started[-1]].source)}`)" if started else ""
 
 
-def _without_paths(path: Path) -> None:
-    """Drop what names this machine, and widget states, which break previews."""
+def _for_any_reader(path: Path) -> None:
+    """Drop what names this machine, and widgets, which are dead without their kernel: their pictures stay."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     for key in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(key, None)
     notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
     nbformat.write(notebook, path)
 
 

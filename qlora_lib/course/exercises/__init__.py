@@ -1,0 +1,19 @@
+"""The exercises of each lesson: one module a notebook, with its `EXERCISES`."""
+
+from importlib import import_module
+
+MODULES = {
+    "01": "quantization",
+    "02": "double_quantization",
+    "03": "lora",
+    "04": "memory",
+    "05": "comparison",
+    "06": "inference",
+    "07": "faults",
+    "09": "figures",
+}
+
+
+def exercises_of(notebook: str) -> list:
+    """The exercises of the notebook with this number, in their order."""
+    return import_module(f"{__name__}.{MODULES[notebook]}").EXERCISES
