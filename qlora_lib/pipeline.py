@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qlora_lib.config import Profile
 from qlora_lib.errors import QloraError
-from qlora_lib.paths import figures_dir, report_dir, results_dir
+from qlora_lib.paths import course_dir, figures_dir, report_dir, results_dir, write_atomic
 from qlora_lib.records import read_records, records_of
 
 
@@ -78,6 +78,7 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
         from qlora_lib.figures import draw_all
 
         drawn = draw_all(records, figures_dir(profile.name))
+        _copy_talk_figures(profile.name)
     with stage("pdf"):
         from qlora_lib.report import build_report
 
@@ -85,3 +86,9 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
     if failure is not None:
         raise QloraError(f"{failure.message}; the pages show what is there: {pdf}", failure.hint)
     return Outcome(profile.name, pdf, [f.path_svg for f in drawn], html, arms_run, seconds)
+
+
+def _copy_talk_figures(profile: str) -> None:
+    """What the lessons kept for a talk goes beside the report's figures."""
+    for path in sorted((course_dir(profile) / "talk").glob("*.*")):
+        write_atomic(figures_dir(profile) / "talk" / path.name, path.read_bytes())

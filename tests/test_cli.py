@@ -6,13 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from qlora_lib import cli as cli_module
 from qlora_lib.cli import main
 from qlora_lib.errors import QloraError, UsageError, nearest
 
+PACKAGE = Path(__file__).resolve().parent.parent / "qlora_lib"
 TEXT = "The small model keeps a quantized weight matrix and trains a low-rank adapter.\n" * 60
 
 
@@ -201,7 +202,7 @@ def test_the_nearest_name_is_told_or_all_of_them():
 
 
 def test_fetch_brings_a_profile_with_data_of_ones_own(call, tmp_path, text_file, tiny_model):
-    smoke = (cli_module.Path(cli_module.__file__).parent / "profiles" / "smoke.yaml").read_text()
+    smoke = (PACKAGE / "profiles" / "smoke.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(smoke.replace("name: tiny-text", f"name: {json.dumps(str(text_file))}"))
     code, out, _ = call("fetch", "--profile", tmp_path / "mine.yaml", "--json")
     assert code == 0 and [a["name"] for a in json.loads(out)["assets"]] == ["tiny-random"]
@@ -298,3 +299,11 @@ def test_output_to_a_closed_pipe_is_quiet():
     run = subprocess.run([sys.executable, "-m", "qlora_lib", "profiles", "--json"], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (run.returncode, run.stderr) == (1, "")
+
+
+def test_course_lists_lessons_and_hands_out_a_copy(call, refused, tmp_path):
+    code, out, _ = call("course")
+    assert code == 0 and re.search(r"^06  Inference.*notebooks/06_inference.ipynb", out, re.MULTILINE)
+    code, out, _ = call("course", "--student", tmp_path / "copy", "--json")
+    assert code == 0 and len(json.loads(out)["written"]) == len(json.loads(out)["lessons"]) + 1
+    assert "is there already" in refused(2, "course", "--student", tmp_path / "copy")

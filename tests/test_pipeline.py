@@ -55,6 +55,7 @@ def test_pages_from_the_committed_records_train_nothing(folders, monkeypatch):
     assert set(outcome.stage_seconds) == {"figures", "pdf"} and min(outcome.stage_seconds.values()) > 0
     drawn = sorted(p.name for p in (folders / "figures" / "smoke").glob("*.svg"))
     assert sorted(p.name for p in outcome.figures) == drawn and len(drawn) >= 4
+    assert not (folders / "figures" / "smoke" / "talk").exists()
     told = json.loads(json.dumps(outcome.to_dict()))
     assert told["pdf"] == str(outcome.pdf) and told["stage_seconds"].keys() == outcome.stage_seconds.keys()
 
@@ -89,3 +90,11 @@ def test_an_outcome_is_plain_json(tmp_path):
         "profile": "smoke", "pdf": str(tmp_path / "a.pdf"), "figures": [str(tmp_path / "a.svg")],
         "html": [str(tmp_path / "a.html")], "arms_run": ["base"], "stage_seconds": {"pdf": 0.5},
     }  # fmt: skip
+
+
+def test_figures_for_a_talk_go_beside_the_others(folders):
+    kept = folders / "results" / "smoke" / "course" / "talk"
+    kept.mkdir(parents=True)
+    (kept / "codebooks.svg").write_text("<svg/>")
+    make_report(load_profile("smoke"), notebooks=False, committed=True)
+    assert (folders / "figures" / "smoke" / "talk" / "codebooks.svg").read_text() == "<svg/>"

@@ -283,7 +283,7 @@ def test_what_changes_a_key_and_what_does_not(whole, monkeypatch, tmp_path):
     package = shutil.copytree(study.PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(study, "PACKAGE", package)
     assert key(profile) == plain
-    for other in ("style.py", "figures/training.py", "report/tables.py", "cli.py"):
+    for other in ("style.py", "figures/training.py", "report/tables.py", "cli/use.py"):
         (package / other).write_text("# changed\n")
     assert key(profile) == plain
     for name in study.RUN_WING:

@@ -1,0 +1,58 @@
+"""The `qlora` command: one thin door to each wing.
+
+How it works: a command checks its arguments, calls the library and prints. With `--json` one JSON
+document goes to standard output; progress and logs always go to standard error. Exit 0 done, 1 the
+work failed, 2 bad usage or bad settings. Heavy imports stay inside the commands, so that
+`qlora --help` answers at once.
+"""
+
+import os
+import signal
+import sys
+import traceback
+
+import click
+
+from qlora_lib.cli import machine, pages, training, use  # noqa: F401  each adds its commands
+from qlora_lib.cli.base import cli
+from qlora_lib.errors import QloraError, one_line
+
+
+def main() -> None:
+    """Entry point: errors as one line and an exit code, a traceback only with `--debug`, anywhere."""
+    args = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(args) < len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running arm is ended with it
+    if debug:
+        os.environ["QLORA_DEBUG"] = "1"  # arms run in processes of their own
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of the text
+    try:
+        code = cli(args or ["--help"], standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except QloraError as e:
+        _fail(str(e), e.exit_code, debug)
+    except click.ClickException as e:
+        context = getattr(e, "ctx", None)
+        where = f" (see: {context.command_path} --help)" if context else ""
+        _fail(f"{e.format_message()}{where}", e.exit_code, debug)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; what was finished is kept", 130, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory. Use a smaller batch, context or model", 1, debug)
+    except OSError as e:
+        _fail(f"{e.strerror or e}{f' ({e.filename})' if e.filename else ''}", 1, debug)
+    except Exception as e:  # nothing foreseen: still one line
+        _fail(f"{type(e).__name__}: {e!s:.300}. This was not foreseen: `qlora --debug ...` shows where it comes from", 1, debug)
+
+
+def _fail(line: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"error: {one_line(line)}", err=True)
+    sys.exit(code)
