@@ -19,19 +19,33 @@ class Control:
         self.draw, self.choices = draw, choices
         self.first = {name: values[0] for name, values in choices.items()}
 
-    def widget(self):
-        """The ipywidgets box: one row of buttons or one slider a parameter, the picture below."""
+    def widget(self, png: bytes | None = None):
+        """The ipywidgets box: one row of buttons or one slider a parameter, the picture below.
+
+        The picture is an Image, not an Output that captures what is displayed: capturing needs a front end
+        that answers, and a headless run may wait for one.
+        """
         import ipywidgets
 
         rows = {name: _row(ipywidgets, name, values) for name, values in self.choices.items()}
-        out = ipywidgets.interactive_output(lambda **values: _display(self.draw(**values)), rows)
-        return ipywidgets.VBox([*rows.values(), out])
+        layout = ipywidgets.Layout(max_width="100%")
+        image = ipywidgets.Image(value=png or self._png(self.first), format="png", layout=layout)
+
+        def redraw(_) -> None:
+            image.value = self._png({name: row.value for name, row in rows.items()})
+
+        for row in rows.values():
+            row.observe(redraw, "value")
+        return ipywidgets.VBox([*rows.values(), image])
+
+    def _png(self, values: dict) -> bytes:
+        return self.draw(**values)._repr_mimebundle_()[0]["image/png"]
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         bundle, metadata = self.draw(**self.first)._repr_mimebundle_()
         chosen = ", ".join(f"{name} = {value}" for name, value in self.first.items())
         bundle["text/plain"] = f"{bundle['text/plain']} (Shown for {chosen}.)"
-        box = self.widget()._repr_mimebundle_()
+        box = self.widget(bundle["image/png"])._repr_mimebundle_()
         live = box[0] if isinstance(box, tuple) else box
         return bundle | {WIDGET: live[WIDGET]}, metadata
 
@@ -62,8 +76,3 @@ def _row(ipywidgets, name: str, values: list):
         options=sorted(values), value=values[0], description=label, continuous_update=False
     )
 
-
-def _display(picture: Picture) -> None:
-    from IPython.display import display
-
-    display(picture)

@@ -32,6 +32,8 @@ def number(answer: float, expected: float, parts: Mapping[str, float], unit: str
         axes.set_ylim(-0.6, 1.6)
         if far:
             axes.set_xscale("symlog", linthresh=max(min(abs(answer), abs(expected)) / 10, 1e-12))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.locator_params(axis="x", numticks=7)
         axes.set_xlabel(unit)
     made = ", ".join(f"{name} {size:g}" for name, size in parts.items())
     alt = f"Your answer, {answer:g} {unit}, beside the expected one" + (f", made of {made}." if made else ".")
@@ -49,6 +51,7 @@ def elements(answer: np.ndarray, expected: np.ndarray, label: str, axis: str) ->
         hollow = {"markerfacecolor": "white", "markeredgecolor": style.BLUE, "markersize": 6 if few else 2.5}
         top.plot(expected, "o", label="expected", linestyle="none", **hollow)
         top.plot(answer, "x", color=style.VERMILLION, label="yours", linestyle="none", markersize=5 if few else 2)
+        top.margins(y=0.12)
         top.set_ylabel(axis)
         top.set_title(f"For {label}")
         figure.legend(*top.get_legend_handles_labels(), loc="outside upper right", ncols=2)
