@@ -197,7 +197,7 @@ class Function(Exercise):
 
     def _draw(self, label: str, found: list[torch.Tensor], wanted: list[torch.Tensor]) -> Picture | None:
         pairs = [(f, w) for f, w in zip(found, wanted) if f.numel() and w.numel()]
-        differing = [(f, w) for f, w in pairs if f.shape != w.shape or not torch.equal(f, w)]
+        differing = [(f, w) for f, w in pairs if not self._same([f], [w])]
         if not pairs:
             return None
         f, w = (differing or pairs)[0]
@@ -221,7 +221,8 @@ class Choice(Exercise):
             return Verdict(False, f"{one_line(repr(answer))[:60]} is none of the options: {', '.join(self.options)}.")
         picture = Picture(*self.draw(said, **given))
         if said == self.right:
-            return Verdict(True, self.options[said], picture, "Right.")
+            reason = self.options[said]
+            return Verdict(True, reason[:1].upper() + reason[1:], picture, "Right.")
         return Verdict(False, f"Not “{said}”: {self.options[said]}", picture)
 
 

@@ -61,5 +61,6 @@ def elements(answer: np.ndarray, expected: np.ndarray, label: str, axis: str) ->
             panels[1].vlines(np.arange(len(difference)), 0, difference, color=style.VERMILLION, linewidth=1.4)
             panels[1].set_ylabel("yours less\nexpected")
         panels[-1].set_xlabel("element")
+        panels[-1].xaxis.get_major_locator().set_params(integer=True)
     wrong = int((answer != expected).sum()) if same_shape else max(len(answer), len(expected))
     return figure, f"For {label}: {wrong} of {len(expected)} elements differ from the expected ones."

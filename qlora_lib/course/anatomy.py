@@ -1,0 +1,219 @@
+"""What a training step holds, from the shapes alone: lesson 4's arithmetic, in bytes.
+
+How it works: autograd keeps for the backward pass what a formula of a gradient names, and nothing else.
+`layer_tensors` goes through one LLaMA block and lists these tensors; the rest is multiplication. A step
+has three moments at which memory can be highest, and they do not hold the same things; `anatomy` fills
+each and takes the largest. Numbers are 32-bit and the loss is transformers' own, as in the CPU profiles:
+torch 2.13's fused attention, PEFT 0.21's adapters, bitsandbytes 0.50's 8-bit states and NF4 with double
+quantization. In 16 bits norms and loss would keep 32-bit copies besides.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from qlora_lib.cost.shapes import ModelShape, resolve_targets
+
+FLOAT, INT64 = 4, 8  # bytes
+SMALLEST_8BIT = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
+STATE_BLOCK = 256  # elements of an 8-bit state that share a scale
+SMALLEST_PAGED = 100_000  # elements; bitsandbytes pages no smaller tensor
+RNG_STATE = 5056  # bytes; checkpointing keeps the generator's, so that a mask is drawn again the same
+GROUPS = ("norms", "attention", "MLP", "adapters", "loss")
+PARTS = ("weights", "optimizer states", "gradients", "activations", "logits")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model is trained. `rank` 0: every weight is trained."""
+
+    name: str
+    rank: int = 0
+    dropout: float = 0.0  # in front of every adapter
+    four_bit: bool = False  # the linear layers in NF4 with double quantization
+    optimizer_bits: int = 32
+    checkpointing: bool = False
+    targets: str | tuple[str, ...] = "all-linear"
+
+    @property
+    def trains_all(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor of one block that waits for the backward pass."""
+
+    name: str
+    group: str
+    numbers: int  # for every token
+    why: str
+
+
+def layer_tensors(shape: ModelShape, method: Method, first: bool = False) -> list[Kept]:
+    """The tensors that one block keeps, in the order in which they are made.
+
+    first: the block behind a frozen embedding, whose input wants no gradient.
+    """
+    h, q, kv, m = shape.hidden_size, shape.query_width, shape.kv_width, shape.intermediate_size
+    inputs = {name: width for name, (width, _) in shape.linear_modules.items()}
+    adapted = () if method.trains_all else resolve_targets(method.targets)
+    first = first and not method.trains_all
+    kept: list[Kept] = []
+
+    def keep(name: str, group: str, numbers: int, why: str) -> None:
+        kept.append(Kept(name, group, numbers, why))
+
+    def norm(name: str, into: tuple[str, ...], no_gradient: bool) -> None:
+        if not no_gradient:
+            keep(f"{name}: input", "norms", h, "x / rms(x) is differentiated")
+            keep(f"{name}: 1 / rms", "norms", 1, "one a token")
+        if method.trains_all:
+            keep(f"{name}: x / rms(x)", "norms", h, "gradient of its weight")
+        linear_inputs(into, f"{name}: output", "norms", no_gradient)
+
+    def linear_inputs(names: tuple[str, ...], what: str, group: str, no_gradient: bool = False) -> None:
+        """The common input of some linear layers, and what their adapters keep."""
+        here = [name for name in names if name in adapted]
+        if what and (method.trains_all or (here and not method.dropout)):
+            whose = ", ".join(names if method.trains_all else (f"A of {n}" for n in here))
+            keep(what, group, inputs[names[0]], f"gradients of {whose}")
+        for name in here:
+            if method.dropout and not no_gradient:
+                keep(f"{name}: dropout mask", "adapters", inputs[name], "32-bit on a CPU, a byte on a GPU")
+            if method.dropout:
+                keep(f"{name}: input after dropout", "adapters", inputs[name], "gradient of A")
+            keep(f"{name}: output of A", "adapters", method.rank, "gradient of B")
+
+    norm("norm 1", ("q_proj", "k_proj", "v_proj"), first)
+    keep("queries, rotated", "attention", q, "the scores are computed again from them")
+    keep("keys, rotated", "attention", kv, "the same")
+    keep("values", "attention", kv, "the same")
+    keep("output of attention", "attention", q, "fused attention; also the input of o_proj")
+    keep("log of the softmax's sum", "attention", shape.num_heads, "stands in for all scores")
+    linear_inputs(("o_proj",), "", "attention")
+    norm("norm 2", ("gate_proj", "up_proj"), False)
+    keep("output of gate_proj", "MLP", m, "SiLU is differentiated")
+    keep("SiLU(gate)", "MLP", m, "gradient of its factor, up")
+    keep("output of up_proj", "MLP", m, "gradient of its factor, SiLU(gate)")
+    linear_inputs(("down_proj",), "SiLU(gate) * up", "MLP")
+    return kept
+
+
+def saved_bytes(shape: ModelShape, method: Method, batch: int, length: int) -> dict[str, int]:
+    """Bytes by `GROUPS` that the forward pass leaves for the backward pass; parameters are not counted."""
+    tokens, layers, h = batch * length, shape.num_layers, shape.hidden_size
+    sums = dict.fromkeys(GROUPS, 0)
+    if method.checkpointing:  # a block's input; random state that will be wanted again
+        sums["norms"] += layers * tokens * h * FLOAT
+    else:
+        for i in range(layers):
+            for tensor in layer_tensors(shape, method, first=i == 0):
+                sums[tensor.group] += tensor.numbers * tokens * FLOAT
+        sums["attention"] += 2 * length * shape.head_dim * FLOAT  # cosines and sines, for all blocks
+    sums["norms"] += (h + 1 + 2 * h * method.trains_all) * tokens * FLOAT  # the last norm
+    sums["loss"] += tokens * shape.vocab_size * FLOAT  # log-probabilities
+    sums["loss"] += tokens * INT64 * (1 + method.trains_all) + FLOAT  # labels, tokens, number of labels
+    return sums
+
+
+# --- weights, gradients, states ------------------------------------------------------------------
+
+
+def weight_tensors(shape: ModelShape) -> list[int]:
+    """Elements of each weight tensor of the base; a tied head is the embedding's."""
+    layer = [i * o for i, o in shape.linear_modules.values()] + [shape.hidden_size] * 2
+    embeddings = [shape.vocab_size * shape.hidden_size] * (1 if shape.tied_embeddings else 2)
+    return [*embeddings, *layer * shape.num_layers, shape.hidden_size]
+
+
+def adapter_tensors(shape: ModelShape, rank: int, targets: str | tuple[str, ...] = "all-linear") -> list[int]:
+    """Elements of each LoRA matrix: A (rank, in) and B (out, rank) for every target of every layer."""
+    pairs = [shape.linear_modules[name] for name in resolve_targets(targets)]
+    return [rank * width for pair in pairs for width in pair] * shape.num_layers
+
+
+def trained_tensors(shape: ModelShape, method: Method) -> list[int]:
+    return weight_tensors(shape) if method.trains_all else adapter_tensors(shape, method.rank, method.targets)
+
+
+def weight_bytes(shape: ModelShape, method: Method) -> int:
+    """Resident weights, with adapters and quantization state; the rotary buffers are two short rows."""
+    total = sum(weight_tensors(shape)) * FLOAT + 2 * shape.head_dim // 2 * FLOAT
+    if method.four_bit:
+        for i, o in shape.linear_modules.values():
+            total += shape.num_layers * (nf4_bytes(i * o) - i * o * FLOAT)
+    return total + (0 if method.trains_all else sum(trained_tensors(shape, method)) * FLOAT)
+
+
+def nf4_bytes(elements: int) -> int:
+    """A matrix in NF4 with double quantization: codes, 8-bit scales, their scales, two tables, a mean."""
+    blocks = ceil(elements / 64)
+    return ceil(elements / 2) + blocks + ceil(blocks / 256) * FLOAT + (16 + 256 + 1) * FLOAT
+
+
+def state_bytes(tensors: list[int], bits: int = 32) -> int:
+    """AdamW's two averages for tensors of so many elements, as torch or bitsandbytes keep them."""
+    if bits == 32:
+        return sum(2 * n * FLOAT + FLOAT for n in tensors)  # and the number of steps
+    small = [n for n in tensors if n < SMALLEST_8BIT]
+    large = [n for n in tensors if n >= SMALLEST_8BIT]
+    scaled = sum(2 * (n + ceil(n / STATE_BLOCK) * FLOAT) for n in large)
+    return scaled + sum(2 * n * FLOAT for n in small) + (2 * 256 * FLOAT if large else 0)
+
+
+def paged(elements: int, on: str) -> bool:
+    """Whether a paged optimizer of bitsandbytes 0.50 puts the states of such a tensor in paged memory."""
+    return on == "cuda" and elements >= SMALLEST_PAGED
+
+
+# --- the peak ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A step's memory at its highest moment, by `PARTS`, and every moment's total."""
+
+    parts: Mapping[str, int]
+    moment: str
+    moments: Mapping[str, int]  # bytes in all, weights and states included
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def anatomy(shape: ModelShape, method: Method, batch: int, length: int) -> Anatomy:
+    """What a step holds when it holds the most.
+
+    `start of backward`: all that was saved, and the gradient of the loss by the logits, twice
+    (log-softmax makes its own from the one it is given). `recomputed block` with checkpointing: the
+    block's tensors, made again, two gradients as wide as the MLP, and those of two of its matrices
+    and of the head where these are trained. `end of backward`: all gradients; a tied embedding gets one from
+    either use, and their sum is a third. `optimizer`: all gradients, and the working copies of the
+    largest tensor (two in torch's AdamW, five in the 8-bit one, which works in 32 bits).
+    """
+    saved = saved_bytes(shape, method, batch, length)
+    trained = trained_tensors(shape, method)
+    gradients, largest = sum(trained) * FLOAT, max(trained) * FLOAT
+    embedding = shape.vocab_size * shape.hidden_size * FLOAT
+    layers = sum(saved.values()) - saved["loss"]
+    if method.checkpointing:
+        layers += shape.num_layers * RNG_STATE + 2 * length * shape.head_dim * FLOAT
+    logits = batch * length * shape.vocab_size * FLOAT
+    one = sum(t.numbers for t in layer_tensors(shape, method)) * batch * length * FLOAT
+    tied = 2 * embedding if method.trains_all and shape.tied_embeddings else 0
+    copies = {32: 2, 8: 5}[method.optimizer_bits]
+    held = {  # gradients, activations, logits
+        "start of backward": (0, layers, saved["loss"] + 2 * logits),
+        "end of backward": (gradients + tied, 0, 0),
+        "optimizer": (gradients + copies * largest, 0, 0),
+    }
+    if method.checkpointing:
+        wide = shape.intermediate_size * FLOAT
+        made = embedding + 2 * shape.hidden_size * wide if method.trains_all else 0
+        held["recomputed block"] = (made, layers + one + 2 * batch * length * wide, 0)
+    fixed = (weight_bytes(shape, method), state_bytes(trained, method.optimizer_bits))
+    moments = {name: sum(fixed) + sum(step) for name, step in held.items()}
+    highest = max(moments, key=moments.get)
+    return Anatomy(dict(zip(PARTS, (*fixed, *held[highest]))), highest, moments)

@@ -1,0 +1,102 @@
+"""Exercises of notebook 06: right answers by other ways than the library's, wrong ones as they are made."""
+
+import pytest
+import torch
+
+from qlora_lib.course.answers import check
+from qlora_lib.course.exercises.inference import EXERCISES
+
+WEIGHTS, EMBEDDING = 8_030_261_248, 128_256 * 4096
+
+
+def rejected(key, answer, mistake):
+    verdict = check(key, answer)
+    assert not verdict.correct and verdict.picture is not None
+    assert verdict.message.startswith(mistake), verdict.message
+
+
+def accepted(key, answer):
+    verdict = check(key, answer)
+    assert verdict.correct and verdict.message and verdict.picture is not None, verdict
+
+
+RIGHT = [("06.1", 128), ("06.3", 1008 / (2 * 7.504924672)), ("06.3", 67.2), ("06.5", 74_076), ("06.5", 74_000)]
+WRONG = [
+    ("06.1", 2 * 32 * 32 * 128 * 2 / 1024, "The query heads were counted"),
+    ("06.1", 32 * 8 * 128 * 2 / 1024, "Keys without values"),
+    ("06.1", 2 * 8 * 128 * 2 / 1024, "One layer was counted"),
+    ("06.1", 2 * 32 * 8 * 128 * 4 / 1024, "Numbers of 32 bits"),
+    ("06.1", 2 * 32 * 128 * 2 / 1024, "One head was counted"),
+    ("06.1", 131.072, "A KiB is 1,024 bytes"),
+    ("06.3", 1008e9 / (2 * WEIGHTS), "The embedding was read whole"),
+    ("06.3", 1008e9 / (2 * (WEIGHTS - 2 * EMBEDDING)), "Neither embedding nor head"),
+    ("06.3", 1008e9 / (4 * (WEIGHTS - EMBEDDING)), "Numbers of 32 bits"),
+    ("06.3", 1008e9 / (16 * (WEIGHTS - EMBEDDING)), "Bits were taken for bytes"),
+    ("06.5", 24 * 2**30 / 131_072, "The weights were forgotten"),
+    ("06.5", (24e9 - 2 * WEIGHTS) / 131_072, "A GiB is 2^30 bytes"),
+    ("06.5", (24 * 2**30 - 2 * WEIGHTS) / (4 * 131_072), "The query heads were counted"),
+    ("06.5", (24 * 2**30 - 2 * WEIGHTS) / 65_536, "Keys without values"),
+]
+
+
+@pytest.mark.parametrize("key, answer", RIGHT)
+def test_right_numbers(key, answer):
+    accepted(key, answer)
+
+
+@pytest.mark.parametrize("key, answer, said", WRONG)
+def test_wrong_numbers_are_named(key, answer, said):
+    rejected(key, answer, said)
+
+
+def counted(prompt, new):
+    """Decode for real, with a model that counts what it is given."""
+    seen = [0, 0]
+    for which, cached in ((0, True), (1, False)):
+        text = [0] * prompt
+        step = text
+        for _ in range(new):
+            seen[which] += len(step)
+            text = text + [1]
+            step = text[-1:] if cached else text
+    return seen
+
+
+def puts_the_last_through(prompt, new):
+    return [prompt + new, sum(range(prompt, prompt + new))]
+
+
+def whole_text_each_time(prompt, new):
+    return [prompt + new - 1, new * (prompt + new)]
+
+
+def only_the_prompt(prompt, new):
+    return [prompt + new - 1, prompt * new]
+
+
+def only_new_tokens(prompt, new):
+    return [new, sum(range(prompt, prompt + new))]
+
+
+def test_tokens_through_the_model():
+    accepted("06.2", counted)
+    accepted("06.2", lambda p, n: torch.tensor(counted(p, n)))
+    rejected("06.2", puts_the_last_through, "The last token was put through")
+    rejected("06.2", whole_text_each_time, "Without a cache every pass was given the whole text")
+    rejected("06.2", only_the_prompt, "The text was not let grow")
+    rejected("06.2", only_new_tokens, "The prompt was forgotten")
+    rejected("06.2", lambda p, n: counted(p, n)[::-1], "The two were swapped")
+
+
+def test_why_four_bits_can_be_slower():
+    accepted("06.4", "weights are written out")
+    rejected("06.4", "4-bit products are slow", "Not “4-bit products are slow”: there are none")
+    rejected("06.4", "the cache grows", "Not “the cache grows”")
+    rejected("06.4", "double quantization reads more", "Not “double quantization reads more”")
+
+
+def test_every_mistake_is_told_apart():
+    for e in EXERCISES:
+        for mistake in e.mistakes:
+            found = e.judge(mistake.answer() if hasattr(e, "unit") else mistake.answer)
+            assert found.message.lower().startswith(mistake.name.lower()), (e.key, mistake.name, found.message)
