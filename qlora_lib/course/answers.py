@@ -201,7 +201,7 @@ class Function(Exercise):
         if not pairs:
             return None
         f, w = (differing or pairs)[0]
-        return Picture(*drawing.elements(f.view(-1).numpy(), w.view(-1).numpy(), label, self.axis))
+        return Picture(*drawing.elements(f.view(-1).numpy(), w.view(-1).numpy(), label, self.axis, self.tolerance))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,9 @@ def number(answer: float, expected: float, parts: Mapping[str, float], unit: str
     return figure, alt
 
 
-def elements(answer: np.ndarray, expected: np.ndarray, label: str, axis: str) -> tuple[style.Figure, str]:
+def elements(
+    answer: np.ndarray, expected: np.ndarray, label: str, axis: str, tolerance: float = 0.0
+) -> tuple[style.Figure, str]:
     """Element by element: the expected values, the answer's, and below their difference."""
     same_shape = len(answer) == len(expected)
     few = max(len(answer), len(expected)) <= 100
@@ -62,5 +64,6 @@ def elements(answer: np.ndarray, expected: np.ndarray, label: str, axis: str) ->
             panels[1].set_ylabel("yours less\nexpected")
         panels[-1].set_xlabel("element")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
-    wrong = int((answer != expected).sum()) if same_shape else max(len(answer), len(expected))
+    close = np.isclose(answer, expected, rtol=0, atol=tolerance, equal_nan=True) if same_shape else np.zeros(0)
+    wrong = int((~close).sum()) if same_shape else max(len(answer), len(expected))
     return figure, f"For {label}: {wrong} of {len(expected)} elements differ from the expected ones."
