@@ -26,7 +26,7 @@ class Entry:
 
 
 class Ledger:
-    """Entries of one profile, in the order of their names."""
+    """Entries of one profile, lesson by lesson, in each in the order in which they were first made."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -36,7 +36,7 @@ class Ledger:
 
     @property
     def entries(self) -> list[Entry]:
-        return [self._entries[name] for name in sorted(self._entries)]
+        return sorted(self._entries.values(), key=lambda entry: entry.name[:2])
 
     def note(
         self, name: str, guess: float | None, value: float, form: str, what: str, rule: float | None = None

@@ -32,7 +32,7 @@ def draw_predictions(entries: Sequence[Entry]) -> style.Figure:
         axes.set_xticks(ticks, ["1/16", "1/4", "1/2", "1", "2", "4", "16"])
         axes.minorticks_off()
         axes.grid(axis="y")
-        axes.set_xlabel("prediction as a multiple of what was measured (band: within a tenth)")
+        figure.supxlabel("prediction as a multiple of what was measured (band: within a tenth)", fontsize=7)
         for label, look in (("your first prediction", _GUESS), ("the simple rule", _RULE)):
             axes.plot([], [], label=label, **look)
         figure.legend(loc="outside upper right", ncols=2)

@@ -136,8 +136,8 @@ def memory(s: Store) -> list[str]:
     if s.has("size-gain.qlora.full"):
         against = (
             "Full fine-tuning holds {full.size_bytes.total@mib_unit}: the ratio is "
-            "{size-gain.qlora.full}, not that of the codes alone. The smaller the model, the larger "
-            "the share of its embeddings, and the further the ratio falls below that of the codes."
+            "{size-gain.qlora.full}, not that of the codes alone. At an equal vocabulary, the smaller the "
+            "model, the larger the share of its embeddings, and the further the ratio falls below that of the codes."
         )
     reported = None
     if s.has("qlora.size_bytes.footprint_reported"):

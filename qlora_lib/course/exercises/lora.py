@@ -181,8 +181,8 @@ PARAMETERS = Number(
         ),
     ),
     explain=(
-        "The printed count is right, and so it also shows that the printed hidden width, 768, is not: no model of that "
-        "width trains so many."
+        "The study prints the same count, and so shows that the hidden width of its own table, 768, is wrong: no model "
+        "of that width trains so many."
     ),
 )
 
