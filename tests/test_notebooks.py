@@ -18,6 +18,7 @@ from example_records import example_records, write_example
 from IPython.core.inputtransformer2 import TransformerManager
 
 from qlora_lib.config import load_profile
+from qlora_lib.course.exercises import MODULES, exercises_of
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.notebooks import execute_notebooks, runner
 from qlora_lib.notebooks.html import to_html
@@ -26,8 +27,11 @@ from qlora_lib.notebooks.lesson import Lesson, Shown, as_table
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=NAMES)
+each_file = pytest.mark.parametrize("path", PATHS + SOLUTIONS, ids=NAMES + [f"solutions-{p.stem}" for p in SOLUTIONS])
+each_exercised = pytest.mark.parametrize("path", PATHS[1:], ids=NAMES[1:])
 
 
 def read(path: Path):
@@ -45,12 +49,12 @@ def as_python(source: str) -> str:
 # --- what is in git ------------------------------------------------------------------------------
 
 
-def test_numbers_leave_room_for_the_theory():
+def test_lessons_are_numbered():
     numbers = [name.split("_")[0] for name in NAMES]
-    assert {"00", "05", "06", "09"} <= set(numbers) and len(set(numbers)) == len(numbers)
+    assert numbers[0] == "00" and {"01", "02", "03", "04", "05", "06", "09"} <= set(numbers) and len(set(numbers)) == len(numbers)
 
 
-@each_notebook
+@each_file
 def test_stored_without_outputs(path):
     notebook = read(path)
     nbformat.validate(notebook)
@@ -62,7 +66,7 @@ def test_stored_without_outputs(path):
         assert cell.outputs == [] and cell.execution_count is None, cell.id
 
 
-@each_notebook
+@each_file
 def test_cells_are_short_and_explained(path):
     before = None
     for cell in read(path).cells:
@@ -80,11 +84,10 @@ def test_opens_and_closes_as_every_lesson(path):
         assert wanted in prose[0]
     end = prose[-2]
     assert "## Summary" in end and "## Exercises" in end
-    assert 3 <= len(re.findall(r"^\d\. ", end.split("## Exercises")[1], re.MULTILINE)) <= 4
     assert any("Predict" in text for text in prose)
 
 
-@each_notebook
+@each_file
 def test_has_one_parameters_cell(path):
     tagged = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
@@ -93,14 +96,14 @@ def test_has_one_parameters_cell(path):
     assert (values["profile"], values["records"]) == ("demo", "auto")
 
 
-@each_notebook
+@each_file
 def test_names_no_machine(path):
     text = path.read_text()
     assert not re.search(r"/(home|root|work|Users|tmp|usr)/|[A-Z]:\\\\", text)
     assert "/content" not in text  # Colab's own folder may change
 
 
-@each_notebook
+@each_file
 def test_imports_resolve(path):
     for cell in code_cells(path):
         for node in ast.walk(ast.parse(as_python(cell.source))):
@@ -114,20 +117,79 @@ def test_imports_resolve(path):
                     importlib.import_module(alias.name)
 
 
-@each_notebook
+@each_file
 def test_links_lead_to_notebooks(path):
     for target in re.findall(r"\]\(([^)]+\.ipynb)\)", "".join(c.source for c in read(path).cells)):
         if not target.startswith("https://"):
             assert (path.parent / target).is_file(), target
 
 
+# --- exercises and predictions -------------------------------------------------------------------
+
+
+def checked(path: Path) -> list[str]:
+    """Keys of the exercises that a notebook checks, in order."""
+    return [key for cell in code_cells(path) for key in re.findall(r'\bcheck\("([\d.]+)"', cell.source)]
+
+
+def test_every_lesson_but_the_first_has_exercises():
+    assert [path.name.split("_")[0] for path in PATHS[1:]] == list(MODULES)
+    assert [path.name for path in SOLUTIONS] == [path.name for path in PATHS[1:]]
+
+
+@each_exercised
+def test_lesson_solutions_and_checkers_have_the_same_exercises(path):
+    exercises = exercises_of(path.name.split("_")[0])
+    keys = [e.key for e in exercises]
+    assert len(keys) >= 4 and len(set(keys)) == len(keys)
+    assert checked(path) == keys == checked(path.parent / "solutions" / path.name)
+    prose = "\n".join(c.source for c in read(path).cells if c.cell_type == "markdown")
+    titles = dict(re.findall(r"^#+ Exercise ([\d.]+) · (.+)$", prose, re.MULTILINE))
+    assert titles == {e.key: e.title for e in exercises}
+    for e in exercises:
+        known = len(e.options) - 1 if hasattr(e, "options") else len(e.mistakes)
+        assert known >= 3, f"{e.key} knows {known} mistakes"
+
+
+def test_predictions_have_names_of_their_own():
+    names = []
+    for path in PATHS:
+        for cell in code_cells(path):
+            for call in (n for n in ast.walk(ast.parse(as_python(cell.source))) if isinstance(n, ast.Call)):
+                if isinstance(call.func, ast.Attribute) and call.func.attr == "reveal":
+                    name = call.args[0]
+                    text = name.value if isinstance(name, ast.Constant) else name.values[0].value  # an f-string's start
+                    assert text.startswith(path.name[:3].replace("_", " ")), f"{path.name}: {text}"
+                    names.append(ast.unparse(name))
+    assert len(names) > 40 and len(set(names)) == len(names)
+
+
+@each_exercised
+def test_an_unanswered_exercise_stops_no_lesson(path, executed):
+    asked = [cell for cell in code_cells(executed[path.stem].output) if "check(" in cell.source]
+    assert len(asked) >= 4
+    for cell in asked:
+        assert "Open. No answer yet" in json.dumps(cell.outputs), cell.id
+
+
+@each_exercised
+def test_solutions_are_right_and_drawn(path, executed):
+    cells = [c for c in code_cells(executed[f"solutions/{path.stem}"].output) if "check(" in c.source]
+    for cell in cells:
+        kinds = [set(o.data) for o in cell.outputs if "data" in o]
+        assert "Right. " in json.dumps(cell.outputs), cell.id
+        assert any("image/png" in kind for kind in kinds), cell.id
+    assert sum(len(re.findall(r"\bcheck\(", cell.source)) for cell in cells) == len(checked(path))
+
+
 # --- Colab ---------------------------------------------------------------------------------------
 
 
-@each_notebook
+@each_file
 def test_badge_and_clone_name_the_repository(path):
     repository = REPOSITORY.removeprefix("https://github.com/")
-    badge = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}"
+    file = path.relative_to(ROOT).as_posix()
+    badge = f"https://colab.research.google.com/github/{repository}/blob/main/{file}"
     assert f"]({badge})" in read(path).cells[0].source
     assert f"!git clone -q --depth 1 {REPOSITORY}\n" in code_cells(path)[0].source
 
@@ -144,14 +206,14 @@ def run_set_up(path: Path, monkeypatch, colab: bool) -> list[str]:
     return ran
 
 
-@each_notebook
+@each_file
 def test_set_up_does_nothing_outside_colab(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert run_set_up(path, monkeypatch, colab=False) == []
     assert list(tmp_path.iterdir()) == []
 
 
-@each_notebook
+@each_file
 def test_set_up_in_colab_keeps_torch_and_numpy(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     ran = run_set_up(path, monkeypatch, colab=True)
@@ -189,11 +251,12 @@ def smoke(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def executed(smoke):
-    return {e.name: e for e in execute_notebooks(smoke, "own")}
+    return {e.name: e for e in execute_notebooks(smoke, "own", solutions=True)}
 
 
 def test_every_notebook_runs(executed):
-    assert list(executed) == NAMES
+    assert [name for name in executed if "/" not in name] == NAMES
+    assert [name for name in executed if "/" in name] == [f"solutions/{p.stem}" for p in SOLUTIONS]
     for e in executed.values():
         assert not e.cached and e.output.is_file() and e.html.is_file()
         for cell in code_cells(e.output):
@@ -214,7 +277,7 @@ def test_executed_notebooks_name_no_checkout(executed):
 
 
 def test_unchanged_notebooks_are_not_executed_again(executed, smoke):
-    again = execute_notebooks(smoke, "own")
+    again = execute_notebooks(smoke, "own", solutions=True)
     assert all(e.cached for e in again) and sum(e.seconds for e in again) < 1
 
 
@@ -320,7 +383,7 @@ def test_page_escapes_and_reports_bad_formulas(tmp_path):
 
 
 def test_unknown_number_lists_the_valid_ones():
-    with pytest.raises(UsageError, match="no notebook '42'.*Choose from: 00, 05, 06, 09"):
+    with pytest.raises(UsageError, match="no notebook '42'.*Choose from: 00, 01, 02, "):
         runner.choose(["05", "42"])
     assert [p.stem for p in runner.choose(["9", " 05"])] == ["05_comparison", "09_figures"]
 
