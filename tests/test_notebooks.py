@@ -22,7 +22,9 @@ from qlora_lib.course.exercises import MODULES, exercises_of
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.notebooks import execute_notebooks, runner
 from qlora_lib.notebooks.html import to_html
+from qlora_lib.notebooks.ledger import Ledger
 from qlora_lib.notebooks.lesson import Lesson, Shown, as_table
+from qlora_lib.paths import course_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -276,6 +278,19 @@ def test_executed_notebooks_name_no_checkout(executed):
         assert notebook.metadata.papermill.parameters == {"profile": "smoke", "records": "own"}
 
 
+def test_a_new_prediction_makes_the_last_page_again(executed, smoke, monkeypatch):
+    made = []
+    monkeypatch.setattr(runner, "_make", lambda source, *rest: made.append(source.stem))
+    path = course_dir("smoke") / "predictions.json"
+    before = path.read_text()
+    Ledger(path).note("05 step time, QLoRA over full", 1.1, 1.2, "times", "Measured")
+    try:
+        execute_notebooks(smoke, "own")
+    finally:
+        path.write_text(before)
+    assert made == ["09_figures"]
+
+
 def test_unchanged_notebooks_are_not_executed_again(executed, smoke):
     again = execute_notebooks(smoke, "own", solutions=True)
     assert all(e.cached for e in again) and sum(e.seconds for e in again) < 1
@@ -351,9 +366,10 @@ def test_formulas_are_mathml(path, executed):
 
 def test_pictures_say_what_they_show(executed):
     page = Page(executed["09_figures"].html)
-    assert len(page.alts) == 6
+    assert len(page.alts) == 7  # the report's, and the predictions
     assert all(alt and len(alt) > 40 and "No description" not in alt for alt in page.alts)
     assert any("Base fp32" in alt and "perplexity" in alt for alt in page.alts)
+    assert page.alts[-1].startswith("Predictions against measurements. 01 ")
 
 
 def test_page_escapes_and_reports_bad_formulas(tmp_path):

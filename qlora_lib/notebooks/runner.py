@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SOLUTIONS = "solutions"  # folder beside the notebooks, and beside their pages
+ENGINE = "qlora_lib"  # of papermill; engine.py
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -181,6 +182,7 @@ def _make(source: Path, output: Path, parameters: dict[str, str], key: str, kern
 def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Path, kernel: "SharedKernel") -> int | None:
     """Execute `source` into `part`; returns the kernel's peak resident bytes where they can be had."""
     import papermill
+    import qlora_lib.notebooks.engine  # noqa: F401  registers itself
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -195,6 +197,7 @@ def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Pat
             coalesce_streams=True,  # text that a cell streams is one output, not one a word
             progress_bar={"file": sys.stderr, "leave": False} if sys.stderr.isatty() else False,
             cwd=source.parent,
+            engine_name=ENGINE,
         )
     except PapermillExecutionError as e:
         what = f"{e.ename}: {_last_line(e.evalue)}" if e.evalue else e.ename
