@@ -457,6 +457,32 @@ def test_kernel_is_this_python_whatever_is_installed(one_cell, monkeypatch, tmp_
     assert f"{sys.executable} smoke own" in code_cells(done.output)[-1].outputs[0].text
 
 
+def test_one_process_runs_all_and_keeps_nothing(smoke, monkeypatch, tmp_path):
+    """Names, memory, the working directory and the counter of cells: each notebook finds them fresh."""
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    monkeypatch.setattr(runner, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(runner, "report_dir", lambda: tmp_path / "report")
+    (tmp_path / "notebooks").mkdir()
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    sources = {
+        "01_first": "import os; big = bytearray(400 * 2**20); os.chdir('/'); print(os.getpid())",
+        "02_second": "import os; print(os.getpid(), 'big' in dir(), os.getcwd())",
+    }
+    for name, source in sources.items():
+        parameters = new_code_cell("profile = records = None", metadata={"tags": ["parameters"]})
+        notebook = new_notebook(cells=[parameters, new_code_cell(source)], metadata=metadata)
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    first, second = execute_notebooks(smoke, "own")
+    pid = code_cells(first.output)[-1].outputs[0].text.strip()
+    last = code_cells(second.output)[-1]
+    assert last.outputs[0].text.split() == [pid, "False", str(tmp_path / "notebooks")]
+    assert last.execution_count == 3  # the parameters, those that papermill put in, and this
+    peaks = [json.loads(runner.stamp_path(e.output).read_text())["peak_resident_bytes"] for e in (first, second)]
+    if None not in peaks:
+        assert peaks[0] > 400 * 2**20 > peaks[1]
+
+
 # --- the lesson ----------------------------------------------------------------------------------
 
 

@@ -15,10 +15,12 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from traitlets import default
 
+from qlora_lib.errors import QloraError
+
 RESET = """
+get_ipython().reset()
 import ctypes, gc, os
 os.chdir({folder!r})
-get_ipython().reset()
 gc.collect()
 try:
     ctypes.CDLL(None).malloc_trim(0)
@@ -73,7 +75,11 @@ class SharedKernel:
         client.start_channels()
         try:
             run_sync(client.wait_for_ready)(timeout=60)
-            run_sync(client.execute_interactive)(code, store_history=False, output_hook=lambda message: None, timeout=60)
+            reply = run_sync(client.execute_interactive)(
+                code, store_history=False, output_hook=lambda message: None, timeout=60
+            )
+            if reply["content"]["status"] != "ok":
+                raise QloraError(f"the kernel could not be made fresh: {reply['content'].get('evalue')}")
         finally:
             client.stop_channels()
 
