@@ -122,7 +122,7 @@ def run(job: Job) -> RunRecord:
             say("decode speed")
             if s.train.gradient_checkpointing and outcome:
                 model.gradient_checkpointing_disable()  # it excludes the key/value cache
-            generation = decode_speed(model, tokenizer, s.evaluation.prompt, s.evaluation.new_tokens, s.evaluation.repeats)
+            generation = decode_speed(model, tokenizer, s.evaluation.prompt, s.evaluation.new_tokens, s.evaluation.repeats, s.runtime.fast)
     with stages("peak"):
         peak = hardware.peak_flops(dtype, on) if outcome else None
 

@@ -1,10 +1,15 @@
-"""Stream text from a model: transformers' `generate` in a thread, its pieces as they come."""
+"""Stream text from a model, its pieces as they come.
+
+How it works: on a CPU the compiled decoder of qlora_lib.fast makes greedy text, where it knows the model; all else is
+transformers' `generate`, in a thread.
+"""
 
 from pathlib import Path
 from threading import Event, Thread
 from typing import Iterator
 
 from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.fast.install import fast_decoder
 
 
 def stream(
@@ -42,6 +47,10 @@ def stream_from(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    decoder = fast_decoder(model) if temperature == 0 else None  # sampling has settings of its own: top-k, top-p
+    if decoder is not None:
+        yield from _pieces(tokenizer, _greedy(decoder, inputs.input_ids, max_new_tokens))
+        return
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -76,3 +85,29 @@ def stream_from(
         thread.join()
     if failure:
         raise QloraError(f"generation failed: {failure[0]}", "Try a shorter prompt or another --dtype")
+
+
+def _greedy(decoder, ids, max_new_tokens: int) -> Iterator[int]:
+    """New tokens one by one, until one that ends the text."""
+    logits = decoder.start(ids, ids.shape[1] + max_new_tokens)
+    for left in range(max_new_tokens, 0, -1):
+        token = int(logits.argmax())
+        if token in decoder.ends:
+            return
+        yield token
+        if left > 1:
+            logits = decoder.step(token)
+
+
+def _pieces(tokenizer, tokens: Iterator[int]) -> Iterator[str]:
+    """Text as soon as its letters are whole: some take several tokens. Decoded from the start, since spaces depend on it."""
+    ids: list[int] = []
+    said = text = ""
+    for token in tokens:
+        ids.append(token)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        if text.startswith(said) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(said) :]
+            said = text
+    if text != said:
+        yield text[len(said) :]

@@ -101,7 +101,8 @@ def usable_cpus() -> int:
 def threads_environment(threads: int | None, keep_freed_memory: bool) -> dict[str, str]:
     """Environment for a process that computes: thread counts and the allocator."""
     count = str(threads or usable_cpus())
-    env = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
+    env = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "NUMBA_NUM_THREADS": count}
+    env |= {"TOKENIZERS_PARALLELISM": "false"}
     env |= {"TORCH_CPP_LOG_LEVEL": "ERROR"}
     if keep_freed_memory and platform.libc_ver()[0] == "glibc":
         env |= KEEP_FREED_MEMORY

@@ -102,6 +102,7 @@ class Train(Part):
     optimizer: Optimizer
     gradient_bytes: int | None = None  # all .grad tensors at their largest
     resumed_from_step: int | None = None
+    fast_path: list[str] = Field(default_factory=list)  # what qlora_lib.fast replaced; empty: the stock stack
 
 
 class Peak(Part):
@@ -129,6 +130,7 @@ class Generation(Part):
     repeats: list[float]
     protocol: str
     sample: str | None = None  # what was generated
+    engine: str = "transformers"  # what made the tokens after the first: transformers' generate, or "fast"
 
 
 class Provenance(Part):

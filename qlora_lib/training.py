@@ -23,6 +23,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from qlora_lib.config import Settings
 from qlora_lib.data import LanguageData, training_order
 from qlora_lib.errors import QloraError
+from qlora_lib.fast.install import install
+from qlora_lib.fast.optimizer import GroupedAdamW8bit
 from qlora_lib.hardware import DType
 from qlora_lib.metrics.memory import (
     StepMeter,
@@ -94,12 +96,19 @@ def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, 
     order = training_order(len(train_windows), steps * per_step, settings.seed)
     optimizer, why = choose_optimizer(t.optimizer, on)
     checkpoint = newest_checkpoint(out)
+    fast = install(model) if settings.runtime.fast else []
     meter = _Meter(on, settings.runtime.meter_tensors and steps >= METERED_STEP)
     if checkpoint:
         meter.restore((checkpoint / COMPLETE).read_text())
+    arguments = _arguments(settings, optimizer, dtype, on, steps, out, resumes=checkpoint is not None)
+    kind_of_optimizer = None  # as the arguments say
+    if fast and on == "cpu" and optimizer == "adamw_8bit":
+        kind_of_optimizer = GroupedAdamW8bit, Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
+        fast.append("optimizer")
     trainer = Trainer(
         model=model,
-        args=_arguments(settings, optimizer, dtype, on, steps, out, resumes=checkpoint is not None),
+        args=arguments,
+        optimizer_cls_and_kwargs=kind_of_optimizer,
         train_dataset=Windows(train_windows, order),
         eval_dataset=Windows(eval_windows, np.arange(len(eval_windows))),
         callbacks=[meter, _Progress(steps), _MarkComplete(meter)],
@@ -140,6 +149,7 @@ def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, 
         optimizer=Optimizer(requested=t.optimizer, ran=optimizer, why=why, state_bytes=optimizer_bytes(trainer.optimizer.optimizer)),
         gradient_bytes=meter.gradient_bytes,
         resumed_from_step=int(checkpoint.name.split("-")[1]) if checkpoint else None,
+        fast_path=fast,
     )
     return Outcome(result, stopped)
 

@@ -8,6 +8,7 @@ import torch
 
 from qlora_lib import models
 from qlora_lib.errors import UsageError
+from qlora_lib.fast.install import fast_decoder
 from qlora_lib.metrics import speed
 
 
@@ -29,11 +30,13 @@ def greedy(model, ids: list[int], count: int, eos: int) -> list[int]:
     return ids
 
 
-def test_it_decodes_greedily_and_exactly_as_many_tokens(tokenizer):
+@pytest.mark.parametrize("fast, engine", [(False, "transformers"), (True, "fast")])
+def test_it_decodes_greedily_and_exactly_as_many_tokens(tokenizer, fast, engine):
     model = tiny.base()
     prompt = tokenizer("The model holds", add_special_tokens=False)["input_ids"]
     expected = greedy(model, prompt, 12, tokenizer.eos_token_id)[len(prompt) :]
-    g = speed.decode_speed(model, tokenizer, "The model holds", 12, 3)
+    g = speed.decode_speed(model, tokenizer, "The model holds", 12, 3, fast)
+    assert g.engine == engine
     assert g.sample == tokenizer.decode(expected, skip_special_tokens=True)
     assert (g.new_tokens, g.prompt_tokens, len(g.repeats)) == (12, len(prompt), 3)
 
@@ -43,7 +46,9 @@ def test_an_end_of_text_does_not_cut_it_short(tokenizer):
     with torch.no_grad():  # the end of text is by far the likeliest token
         model.model.embed_tokens.weight[tokenizer.eos_token_id] = 100 * model.model.norm.weight
     inputs = tokenizer("The", return_tensors="pt", add_special_tokens=False)
-    assert speed._generate(model, tokenizer, inputs, 9).shape == (3 + 9,)
+    tokens = speed._generate(model, tokenizer, inputs, 9)
+    assert len(tokens) == 9 and tokenizer.eos_token_id not in tokens
+    assert speed._decode(fast_decoder(model), inputs, 9) == tokens
 
 
 def test_the_figures_follow_from_the_repeats(tokenizer, monkeypatch):
@@ -55,7 +60,7 @@ def test_the_figures_follow_from_the_repeats(tokenizer, monkeypatch):
     def generate(model, tokenizer, inputs, new_tokens):
         calls.append(new_tokens)
         now[0] += next(took)
-        return torch.zeros(inputs["input_ids"].shape[1] + new_tokens, dtype=torch.long)
+        return [0] * new_tokens
 
     monkeypatch.setattr(speed, "_generate", generate)
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])

@@ -7,15 +7,18 @@ The latency includes reading the prompt.
 
 import statistics
 import time
+from functools import partial
 
+import numpy as np
 import torch
 
 from qlora_lib.errors import UsageError
+from qlora_lib.fast.install import fast_decoder
 from qlora_lib.records import Generation
 
 
-def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int) -> Generation:
-    """Time `model.generate` on one prompt."""
+def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int, fast: bool = False) -> Generation:
+    """Time greedy decoding on one prompt by `model.generate`, or with `fast` by the decoder of qlora_lib.fast where it applies."""
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     prompt_tokens = inputs["input_ids"].shape[1]
     if prompt_tokens == 0:
@@ -24,9 +27,11 @@ def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int) -
     model.eval()
     model.config.use_cache = True
     try:
-        _generate(model, tokenizer, inputs, min(4, new_tokens))  # warm-up
-        first = _timed(model, tokenizer, inputs, 1)[0]
-        runs = [_timed(model, tokenizer, inputs, new_tokens) for _ in range(repeats)]
+        decoder = fast_decoder(model) if fast else None
+        work = partial(_generate, model, tokenizer, inputs) if decoder is None else partial(_decode, decoder, inputs)
+        work(min(4, new_tokens))  # warm-up
+        first = _timed(model, work, 1)[0]
+        runs = [_timed(model, work, new_tokens) for _ in range(repeats)]
     finally:
         model.train(was_training)
         model.config.use_cache = use_cache
@@ -42,14 +47,15 @@ def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int) -
             f"greedy, batch 1, {new_tokens} new tokens after a prompt of {prompt_tokens}, key/value cache, "
             f"median of {repeats}, warm-up left out"
         ),
-        sample=tokenizer.decode(runs[0][1][prompt_tokens:], skip_special_tokens=True),
+        sample=tokenizer.decode(runs[0][1], skip_special_tokens=True),
+        engine="transformers" if decoder is None else "fast",
     )
 
 
-def _timed(model, tokenizer, inputs, new_tokens: int) -> tuple[float, torch.Tensor]:
+def _timed(model, work, new_tokens: int) -> tuple[float, list[int]]:
     _wait(model)
     start = time.perf_counter()
-    output = _generate(model, tokenizer, inputs, new_tokens)
+    output = work(new_tokens)
     _wait(model)
     return time.perf_counter() - start, output
 
@@ -60,13 +66,22 @@ def _wait(model) -> None:
 
 
 @torch.no_grad()
-def _generate(model, tokenizer, inputs, new_tokens: int) -> torch.Tensor:
-    """[prompt + new_tokens] ids."""
-    return model.generate(
-        **inputs,
-        do_sample=False,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-    )[0]
+def _generate(model, tokenizer, inputs, new_tokens: int) -> list[int]:
+    """The new tokens, by transformers."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    output = model.generate(
+        **inputs, do_sample=False, min_new_tokens=new_tokens, max_new_tokens=new_tokens, use_cache=True, pad_token_id=pad
+    )
+    return output[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def _decode(decoder, inputs, new_tokens: int) -> list[int]:
+    """The same by the decoder. The end of text is not among the choices, as `min_new_tokens` has it there."""
+    ids = inputs["input_ids"]
+    logits, tokens = decoder.start(ids, ids.shape[1] + new_tokens), []
+    while True:
+        logits[decoder.ends] = -np.inf
+        tokens.append(int(logits.argmax()))
+        if len(tokens) == new_tokens:
+            return tokens
+        logits = decoder.step(tokens[-1])

@@ -1,0 +1,192 @@
+"""One token through a LLaMA-family model, compiled: every layer, its attention and its adapters.
+
+How it works: at batch 1 a linear layer is a matrix times a vector, each weight used once, so the time is
+that of fetching the weights. In 4 bits there are eight times fewer bytes than in 32; they stay 4-bit in memory
+and are looked up in registers (simd.py). Calling some four hundred small operations from Python would cost
+as much again, so one compiled call does the whole token, and its threads share the rows of each product.
+
+A layer is described by two rows of numbers per linear module, so that one kernel serves any mixture of 4-bit
+and 32-bit modules, with and without adapters (see the names of the columns).
+"""
+
+import math
+
+import numpy as np
+from numba import carray, njit, prange
+
+from qlora_lib.fast.simd import WIDTH, dot_4bit, pointer
+
+# Columns that describe a linear module (int64; addresses of fp32 unless said otherwise).
+FORMAT, WEIGHT, ABSMAX, LEVELS, INPUTS, OUTPUTS, BLOCK, A, B, RANK, BIAS = range(11)
+DENSE, FOUR_BIT = 0, 1  # FORMAT; WEIGHT is then fp32 [out, in], or codes uint8 [out, in / 2]
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+COMPILE = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
+
+
+@njit(**COMPILE)
+def floats(address, n):
+    """fp32 [n] at an address."""
+    return carray(pointer(address), n, np.float32)
+
+
+@njit(**COMPILE)
+def dot(a, b, n):
+    total = np.float32(0)
+    for i in range(n):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(**COMPILE)
+def split(x, n, even, odd):
+    """x [n] -> its even and odd elements [n / 2] each."""
+    for i in range(n // 2):
+        even[i] = x[2 * i]
+        odd[i] = x[2 * i + 1]
+
+
+@njit(**COMPILE)
+def normalize(x, weight, epsilon, out):
+    """RMS norm: x / sqrt(mean(x^2) + epsilon) * weight, all [n]."""
+    n = x.size
+    scale = np.float32(1 / math.sqrt(dot(x, x, n) / n + epsilon))
+    for i in range(n):
+        out[i] = weight[i] * (x[i] * scale)
+
+
+@njit(**COMPILE)
+def adapt(module, x, h):
+    """h [rank] = A x."""
+    n = module[INPUTS]
+    for r in range(module[RANK]):
+        h[r] = dot(floats(module[A] + 4 * n * r, n), x, n)
+
+
+@njit(**COMPILE)
+def row(module, i, x, even, odd, h):
+    """Element i of W x + B h + bias."""
+    n = module[INPUTS]
+    if module[FORMAT] == FOUR_BIT:
+        blocks, steps = n // module[BLOCK], module[BLOCK] // (2 * WIDTH)
+        y = dot_4bit(
+            module[WEIGHT] + i * (n // 2), module[ABSMAX] + 4 * i * blocks, even.ctypes.data, odd.ctypes.data,
+            module[LEVELS], blocks, steps,
+        )  # fmt: skip
+    else:
+        y = dot(floats(module[WEIGHT] + 4 * n * i, n), x, n)
+    rank = module[RANK]
+    if rank:
+        y += dot(floats(module[B] + 4 * rank * i, rank), h, rank)
+    if module[BIAS]:
+        y += floats(module[BIAS] + 4 * i, 1)[0]
+    return y
+
+
+@njit(**COMPILE)
+def place(modules, i):
+    """(module, row in it) of output i, counted over all modules."""
+    m = 0
+    while i >= modules[m, OUTPUTS]:
+        i -= modules[m, OUTPUTS]
+        m += 1
+    return m, i
+
+
+@njit(parallel=True, **COMPILE)
+def products(modules, x, even, odd, h, out):
+    """Several modules on one input: their outputs one after another in `out`; h is scratch [modules, rank]."""
+    split(x, modules[0, INPUTS], even, odd)
+    total = 0
+    for m in range(modules.shape[0]):
+        adapt(modules[m], x, h[m])
+        total += modules[m, OUTPUTS]
+    for i in prange(total):
+        m, j = place(modules, i)
+        out[i] = row(modules[m], j, x, even, odd, h[m])
+
+
+@njit(parallel=True, **COMPILE)
+def dense_product(weight, x, out):
+    """out [n] = weight [n, m] x [m]: the output head."""
+    for i in prange(weight.shape[0]):
+        out[i] = dot(weight[i], x, x.size)
+
+
+@njit(**COMPILE)
+def rotate(vector, cosine, sine):
+    """Rotary position embedding in place, of one head [d]; halves are pairs."""
+    half = vector.size // 2
+    for i in range(half):
+        a, b = vector[i], vector[i + half]
+        vector[i] = a * cosine[i] - b * sine[i]
+        vector[i + half] = b * cosine[i + half] + a * sine[i + half]
+
+
+@njit(parallel=True, **COMPILE)
+def attend(q, keys, values, length, scale, scores, out):
+    """q [heads, d]; keys and values [kv heads, capacity, d], of which `length` are filled -> out [heads, d]."""
+    heads, d = q.shape
+    group = heads // keys.shape[0]
+    for head in prange(heads):
+        kv, weights, highest = head // group, scores[head], np.float32(-np.inf)
+        for t in range(length):
+            weights[t] = dot(q[head], keys[kv, t], d) * scale
+            highest = max(highest, weights[t])
+        total = np.float32(0)
+        for t in range(length):
+            weights[t] = math.exp(weights[t] - highest)
+            total += weights[t]
+        for i in range(d):
+            out[head, i] = 0
+        for t in range(length):
+            for i in range(d):
+                out[head, i] += weights[t] * values[kv, t, i]
+        for i in range(d):
+            out[head, i] /= total
+
+
+@njit(**COMPILE)
+def token(
+    x, position, modules, norms, head_norms, final_norm, epsilon, head, cosine, sine, keys, values, scale, scratch, h, scores, logits
+):
+    """One token's embedding x [hidden] -> logits [vocabulary]; its keys and values are added to the cache.
+
+    modules: int64 [layers, 7, columns]; norms: [layers, 2, hidden], before attention and before the MLP;
+    head_norms: [layers, 2, d] of queries and keys, or empty; head: [vocabulary, hidden];
+    cosine, sine: [positions, d]; keys, values: [layers, kv heads, capacity, d];
+    scratch: [6, widest]; h: [3, rank]; scores: [heads, capacity].
+    """
+    layers, hidden, d = modules.shape[0], x.size, keys.shape[3]
+    normed, wide, even, odd, mixed, narrow = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4], scratch[5]
+    for layer in range(layers):
+        m = modules[layer]
+        normalize(x, norms[layer, 0], epsilon, normed[:hidden])
+        products(m[:3], normed, even, odd, h, wide)
+        n_q, n_k = m[0, OUTPUTS], m[1, OUTPUTS]
+        q, k = wide[:n_q].reshape(-1, d), wide[n_q : n_q + n_k].reshape(-1, d)
+        v = wide[n_q + n_k : n_q + 2 * n_k].reshape(-1, d)
+        for i in range(q.shape[0]):
+            if head_norms.size:
+                normalize(q[i], head_norms[layer, 0], epsilon, q[i])
+            rotate(q[i], cosine[position], sine[position])
+        for i in range(k.shape[0]):
+            if head_norms.size:
+                normalize(k[i], head_norms[layer, 1], epsilon, k[i])
+            rotate(k[i], cosine[position], sine[position])
+            keys[layer, i, position] = k[i]
+            values[layer, i, position] = v[i]
+        attend(q, keys[layer], values[layer], position + 1, scale, scores, mixed[:n_q].reshape(-1, d))
+        products(m[3:4], mixed, even, odd, h, narrow)
+        for i in range(hidden):
+            x[i] += narrow[i]
+        normalize(x, norms[layer, 1], epsilon, normed[:hidden])
+        products(m[4:6], normed, even, odd, h, wide)
+        inner = m[4, OUTPUTS]
+        for i in range(inner):
+            gate = wide[i]
+            mixed[i] = gate / (1 + math.exp(-gate)) * wide[inner + i]
+        products(m[6:7], mixed, even, odd, h, narrow)
+        for i in range(hidden):
+            x[i] += narrow[i]
+    normalize(x, final_norm, epsilon, normed[:hidden])
+    dense_product(head, normed[:hidden], logits)
