@@ -1,0 +1,145 @@
+"""What one call of `qlora bench` found, as JSON; figures and tables read only this.
+
+How it works: a measurement is one arm: seconds of each repeat, and the arms of a part were run in turns, so repeat
+i of one stands beside repeat i of another. A ratio is the median over those pairs: both sides of a pair saw the
+same machine. What was not measured is null, with the reason. Sizes in bytes, times in seconds.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from qlora_lib.errors import QloraError
+from qlora_lib.paths import write_atomic
+from qlora_lib.records import DataInfo, ModelInfo, Part
+
+
+class Measurement(Part):
+    name: str  # part.where.arm, e.g. training.4x128.qlora.fast
+    part: Literal["training", "decode", "perplexity"]
+    what: str  # in words
+    tokens: int  # in one repeat: trained, made or scored
+    seconds: list[float] = Field(default_factory=list)  # of each repeat, in order
+    median_seconds: float | None = None
+    quartiles_seconds: tuple[float, float] | None = None  # of four repeats or more
+    tokens_per_second: float | None = None  # at the median
+    peak_tensor_bytes: int | None = None  # of one training step, weights and optimizer states included
+    model_bytes: int | None = None  # weights, quantization state, adapters
+    reason: str | None = None  # why it was not measured
+
+    @classmethod
+    def timed(cls, name: str, what: str, tokens: int, seconds: list[float], **more) -> "Measurement":
+        median = statistics.median(seconds)
+        return cls(
+            name=name, part=name.partition(".")[0], what=what, tokens=tokens, seconds=seconds, median_seconds=median,
+            quartiles_seconds=quartiles(seconds), tokens_per_second=tokens / median, **more,
+        )  # fmt: skip
+
+    @classmethod
+    def missing(cls, name: str, what: str, tokens: int, reason: str) -> "Measurement":
+        return cls(name=name, part=name.partition(".")[0], what=what, tokens=tokens, reason=reason)
+
+
+class Ratio(Part):
+    value: float | None  # median; null where a side was not measured
+    quartiles: tuple[float, float] | None = None
+    quantity: Literal["tokens_per_second", "peak_tensor_bytes"]
+    numerator: str  # a measurement's name
+    denominator: str  # a measurement's name, or a limit's: limits.training.4x128.qlora
+
+
+class TrainingLimit(Part):
+    flops: int  # of the matrix products of one step
+    seconds_per_step: float  # if nothing else took time
+    tokens_per_second: float
+
+
+class DecodeLimit(Part):
+    bytes_per_token: int  # of weights, each read once
+    tokens_per_second: float  # if nothing else were read
+
+
+class Limits(Part):
+    gemm_flops_per_second: float
+    copy_bytes_per_second: float  # read and written
+    read_bytes_per_second: float  # matrix times vector
+    training: dict[str, TrainingLimit] = Field(default_factory=dict)  # 4x128.qlora
+    decode: dict[str, DecodeLimit] = Field(default_factory=dict)  # fp32, nf4dq_adapter
+
+
+class Numerics(Part):
+    """Ours against the stock stack at identical weights."""
+
+    loss_stock: float
+    loss_relative_difference: float  # of one step, dropout 0
+    gradient_relative_difference: float  # ||ours - stock|| / ||stock||, over all adapters
+    worst_gradient_relative_difference: float  # of one matrix
+    worst_gradient: str  # its name
+    loss_error: dict[str, float]  # stock, fast: relative, against fp64
+    gradient_error: dict[str, float]  # stock, fast: ||g - fp64|| / ||fp64||
+    perplexity_relative_difference: dict[str, float] = Field(default_factory=dict)
+    equal_tokens: dict[str, int | None] = Field(default_factory=dict)  # greedy tokens until the first that differs
+
+
+class BenchProvenance(Part):
+    finished: str  # ISO 8601, UTC
+    cpu: str
+    threads: int
+    memory_bytes: int
+    platform: str
+    versions: dict[str, str]
+    git_commit: str | None
+    allocator: Literal["default", "keep"]  # keep: hardware.KEEP_FREED_MEMORY
+    environment: dict[str, str]  # of the allocator and of threads
+    load_average_before: float | None  # of the last minute: others' work makes times worth less
+    wall_seconds: float
+    stage_seconds: dict[str, float]
+    peak_resident_bytes: int
+
+
+class BenchRecord(Part):
+    schema_version: Literal[1] = Field(1, alias="schema")
+    settings: dict[str, Any]
+    model: ModelInfo
+    data: DataInfo
+    ratios: dict[str, float | None]
+    measurements: list[Measurement]
+    limits: Limits
+    numerics: Numerics
+    ratio_details: dict[str, Ratio]
+    provenance: BenchProvenance
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True, protected_namespaces=())
+
+    def measurement(self, name: str) -> Measurement:
+        return next(m for m in self.measurements if m.name == name)
+
+    @property
+    def shapes(self) -> list[str]:
+        return self.settings["shapes"]
+
+    def to_dict(self) -> dict:
+        return self.model_dump(by_alias=True, mode="json")
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+def read_bench(path: Path) -> BenchRecord:
+    """Read one record; a damaged or foreign file is one clear line."""
+    try:
+        return BenchRecord.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise QloraError(f"no record at {path}", "Make one with: qlora bench") from None
+    except (ValidationError, UnicodeDecodeError, OSError) as e:
+        raise QloraError(f"{path} is no record of qlora bench ({str(e).splitlines()[0]})", "Run qlora bench again") from None
+
+
+def quartiles(values: list[float]) -> tuple[float, float] | None:
+    if len(values) < 4:
+        return None
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
