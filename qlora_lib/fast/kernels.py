@@ -190,3 +190,55 @@ def token(
             x[i] += narrow[i]
     normalize(x, final_norm, epsilon, normed[:hidden])
     dense_product(head, normed[:hidden], logits)
+
+
+# --- training: the optimizer ----------------------------------------------------------------------
+
+IEEE = {"fastmath": {"contract"}, "error_model": "numpy", "cache": True}
+
+
+@njit(**IEEE)
+def quantize_block(values, n, code_of, codes):
+    """codes [n] of values [n], and their absmax; code_of: uint8 [65,536], by the place in [-1, 1]."""
+    absmax = np.float32(0)
+    for i in range(n):
+        absmax = max(absmax, abs(values[i]))
+    if absmax == 0:
+        for i in range(n):
+            codes[i] = 0
+        return absmax
+    inverse, one, half = np.float32(1) / absmax, np.float32(1), np.float32(0.5)
+    for i in range(n):
+        value = min(max(values[i] * inverse, -one), one)
+        codes[i] = code_of[np.int32((value + one) * half * np.float32(65_535) + half)]
+    return absmax
+
+
+@njit(parallel=True, **IEEE)
+def adamw_8bit(addresses, sizes, levels1, levels2, code_of1, code_of2, beta1, rest1, beta2, rest2, correction2, epsilon, rate, decay):
+    """One update of many matrices with 8-bit states in blocks of 256.
+
+    addresses: int64 [matrices, 6], of weights, gradients (fp32), both averages' codes (uint8) and absmax (fp32);
+    sizes: [matrices]; levels: fp32 [256]; code_of: as above; rest = 1 - beta; rate = -learning rate / (1 - beta1^t);
+    correction2 = sqrt(1 - beta2^t); decay = 1 - learning rate * weight decay.
+    """
+    for m in prange(sizes.size):
+        size = sizes[m]
+        blocks = (size + 255) // 256
+        weights, grads = floats(addresses[m, 0], size), floats(addresses[m, 1], size)
+        codes1, codes2 = carray(pointer(addresses[m, 2]), size, np.uint8), carray(pointer(addresses[m, 3]), size, np.uint8)
+        absmax1, absmax2 = floats(addresses[m, 4], blocks), floats(addresses[m, 5], blocks)
+        first, second = np.empty(256, np.float32), np.empty(256, np.float32)
+        for b in range(blocks):
+            at = 256 * b
+            n = min(256, size - at)
+            scale1, scale2 = absmax1[b], absmax2[b]
+            for i in range(n):
+                grad = grads[at + i]
+                first[i] = levels1[codes1[at + i]] * scale1 * beta1 + rest1 * grad
+                second[i] = levels2[codes2[at + i]] * scale2 * beta2 + rest2 * grad * grad
+            for i in range(n):
+                slope = rate * first[i] / (np.float32(math.sqrt(second[i])) / correction2 + epsilon)
+                weights[at + i] = weights[at + i] * decay + slope
+            absmax1[b] = quantize_block(first, n, code_of1, codes1[at : at + n])
+            absmax2[b] = quantize_block(second, n, code_of2, codes2[at : at + n])

@@ -33,9 +33,18 @@ class Linear:
         state = getattr(parameter, "quant_state", None)
         if state is None:
             return parameter.to(dtype)
-        import bitsandbytes as bnb
+        return _dequantize(parameter.data, state).to(dtype)
 
-        return bnb.functional.dequantize_4bit(parameter.data, state).to(dtype)
+
+def _dequantize(codes: torch.Tensor, state) -> torch.Tensor:
+    """bitsandbytes' `dequantize_4bit` without its checks, which cost as much as the work on a small matrix."""
+    kernels = torch.ops.bitsandbytes
+    absmax = state.absmax
+    if state.nested:
+        outer = state.state2
+        absmax = kernels.dequantize_blockwise.default(absmax, outer.absmax, outer.code, outer.blocksize, torch.float32)
+        absmax.add_(state.offset)
+    return kernels.dequantize_4bit.default(codes, absmax, state.blocksize, state.quant_type, state.shape, state.dtype)
 
 
 @dataclass(frozen=True)
@@ -53,36 +62,40 @@ class Group:
         """Which elements of x the adapters do not see; None without dropout."""
         return None if self.dropout == 0 else drop(x, self.dropout)
 
-    def scale(self, linear: Linear, dropped: torch.Tensor | None) -> float:
-        """s, and what makes up for the dropped elements."""
-        return linear.scaling if dropped is None else linear.scaling / (1 - self.dropout)
+    def scale_(self, stacked: torch.Tensor, dropped: torch.Tensor | None) -> torch.Tensor:
+        """[N, all r] times each module's s, and what makes up for the dropped elements; in place."""
+        kept = 1 if dropped is None else 1 - self.dropout
+        scales = {linear.scaling for linear in self.linears}
+        if len(scales) == 1:
+            return stacked.mul_(scales.pop() / kept)
+        for linear, part in zip(self.linears, self.split(stacked, 1)):
+            part.mul_(linear.scaling / kept)
+        return stacked
 
 
 def _forward(group: Group, x, dropped, a, b) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """x [N, in]; a: A [r, in] and b: B [out, r] of each module -> outputs [N, out] each, and h [N, all r]."""
-    h = _keep(x, dropped) @ torch.cat(a).T
+    """x [N, in]; a: A [r, in] and b: B [out, r] of each module -> outputs [N, out] each, and s h [N, all r]."""
+    h = group.scale_(_keep(x, dropped) @ torch.cat(a).T, dropped)
     outputs = []
     for linear, part, up in zip(group.linears, group.split(h, 1), b):
         bias, weight = linear.base.bias, linear.weight(x.dtype)
         y = x @ weight.T if bias is None else torch.addmm(bias.to(x.dtype), x, weight.T)
         del weight  # before the next is dequantized
-        outputs.append(y.addmm_(part, up.T, alpha=group.scale(linear, dropped)))
+        outputs.append(y.addmm_(part, up.T))
     return outputs, h
 
 
 def _backward(group: Group, x, dropped, h, a, b, grads, needs_input: bool):
     """Gradients of x [N, in] (None unless needed), of each A and of each B; grads: of the outputs, [N, out] each."""
-    grad_b, grad_h = [], []
-    for linear, part, up, grad in zip(group.linears, group.split(h, 1), b, grads):
-        scale = group.scale(linear, dropped)
-        grad_b.append((grad.T @ part).mul_(scale))
-        grad_h.append((grad @ up).mul_(scale))
-    grad_h = torch.cat(grad_h, 1)  # [N, all r]
+    grad_b = [grad.T @ part for grad, part in zip(grads, group.split(h, 1))]
+    grad_h = torch.empty_like(h)
+    for grad, up, part in zip(grads, b, group.split(grad_h, 1)):
+        torch.mm(grad, up, out=part)
+    group.scale_(grad_h, dropped)
     grad_a = group.split(grad_h.T @ _keep(x, dropped), 0)
     if not needs_input:
         return None, grad_a, grad_b
-    grad_x = grad_h @ torch.cat(a)
-    _zero_(grad_x, dropped)
+    grad_x = _zero_(grad_h @ torch.cat(a), dropped)
     for linear, grad in zip(group.linears, grads):
         grad_x.addmm_(grad, linear.weight(grad.dtype))
     return grad_x, grad_a, grad_b
@@ -156,32 +169,8 @@ class GatedProjection(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         gate, up, dropped, h, a, b = ctx.saved_tensors
-        sigmoid = torch.sigmoid(gate)
-        active = gate * sigmoid
-        inner = active * up
-        grad_inner, (grad_a,), (grad_b,) = _backward(ctx.group, inner, dropped, h, (a,), (b,), (grad,), True)
-        # d silu / d gate = sigmoid + silu * (1 - sigmoid)
-        slope = active.addcmul(active, sigmoid, value=-1).add_(sigmoid).mul_(up)
-        return None, None, slope.mul_(grad_inner), active.mul_(grad_inner), grad_a, grad_b
-
-
-class RmsNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension, [.., H]; kept: x and one number a row."""
-
-    @staticmethod
-    def forward(ctx, x, weight, epsilon: float):
-        wide = x.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, scale = ctx.saved_tensors
-        normed = x.float() * scale  # [.., H]
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        grad_normed = (grad * weight).float()
-        along = (grad_normed * normed).mean(-1, keepdim=True)
-        return grad_normed.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), grad_weight, None
+        active = torch.nn.functional.silu(gate)
+        grad_inner, (grad_a,), (grad_b,) = _backward(ctx.group, active * up, dropped, h, (a,), (b,), (grad,), True)
+        grad_up = active.mul_(grad_inner)
+        grad_gate = torch.ops.aten.silu_backward(grad_inner.mul_(up), gate)
+        return None, None, grad_gate, grad_up, grad_a, grad_b

@@ -32,17 +32,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         for at in rows.split(ROWS_AT_ONCE):
             some, wanted = hidden[at], targets[at].unsqueeze(1)  # [n, H], [n, 1]
             logits = (some @ weight.T).float()  # [n, V]
+            highest = logits.amax(1, keepdim=True)  # [n, 1]
             at_target = logits.gather(1, wanted)
-            normalizer = logits.logsumexp(1, keepdim=True)  # [n, 1]
-            total += (normalizer - at_target).sum()
+            slope = logits.sub_(highest).exp_()  # in place: softmax but for the sum
+            sums = slope.sum(1, keepdim=True)
+            total += (sums.log() + highest - at_target).sum()
             if needs_hidden or needs_weight:
-                slope = logits.sub_(normalizer).exp_()
-                slope.scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
+                slope.scatter_add_(1, wanted, -sums)
                 slope = slope.to(weight.dtype)
                 if needs_hidden:
-                    grad_hidden[at] = (slope @ weight).to(hidden.dtype)  # autocast may have made it 16-bit
+                    grad_hidden[at] = ((slope @ weight) / sums).to(hidden.dtype)  # autocast may have made it 16-bit
                 if needs_weight:
-                    grad_weight.addmm_(slope.T, some)
+                    grad_weight.addmm_(slope.T, some / sums.to(some.dtype))
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 

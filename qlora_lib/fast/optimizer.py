@@ -1,26 +1,31 @@
-"""8-bit AdamW on a CPU with many small matrices: a few large updates instead of hundreds of small ones.
+"""8-bit AdamW on a CPU in one compiled pass over all matrices of an adapter.
 
-How it works: bitsandbytes keeps the states in blocks of 256 elements, each with its own absmax, so matrices whose
-sizes are multiples of 256 can be laid end to end and updated as one: the blocks, and so all numbers, stay the
-same. On a CPU its update is a dozen tensor operations, and an adapter has hundreds of matrices. A GPU has
-one fused kernel a matrix and needs none of this.
+How it works: bitsandbytes keeps both averages in blocks of 256 codes with an absmax each. On a CPU its update is a
+dozen tensor operations for each matrix, and an adapter has hundreds of matrices. Here one compiled call takes a block at a
+time: turns its codes back, updates averages and weights, and quantizes again, all while the block is in the cache. States
+are stored as bitsandbytes stores them, and its own look-up table says which code a number gets. A GPU has one fused
+kernel a matrix and needs none of this.
 """
 
+import math
+from functools import lru_cache
+
 import bitsandbytes as bnb
+import numpy as np
 import torch
-from bitsandbytes import functional
 
 BLOCK = 256  # elements that share an absmax (bitsandbytes' `optimizer_update_8bit_blockwise`)
-AT_ONCE = 2**20  # elements, so that the temporary fp32 states stay small
-FLAT = ("state1", "state2", "absmax1", "absmax2")
+BINS = 65_536  # of [-1, 1], each with its code (bitsandbytes' quantization on a CPU)
+ADDRESSES = ("state1", "state2", "absmax1", "absmax2")
 
 
 class GroupedAdamW8bit(bnb.optim.AdamW):
-    """bitsandbytes' AdamW with 8-bit states; on a CPU matrices are updated together. States are stored as there."""
+    """bitsandbytes' AdamW with 8-bit states; on a CPU with numba, all fp32 matrices are updated in one call."""
 
     @torch.no_grad()
     def step(self, closure=None):
-        if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
+        kernel = _kernel()
+        if kernel is None or any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
             return super().step(closure)
         loss = None
         if closure is not None:
@@ -30,45 +35,54 @@ class GroupedAdamW8bit(bnb.optim.AdamW):
             self.check_overrides()
             self.initialized = True
         for at, group in enumerate(self.param_groups):
-            together: list[torch.nn.Parameter] = []
+            together: dict[int, list[torch.nn.Parameter]] = {}  # by number of updates so far
             for i, p in enumerate(group["params"]):
                 if p.grad is None:
                     continue
                 if not self.state[p]:
                     self.init_state(group, p, at, i)
                 state = self.state[p]
-                if state["state1"].dtype != torch.uint8 or p.numel() % BLOCK or p.dtype != torch.float32:
-                    self.update_step(group, p, at, i)
-                    continue
-                if together and (state["step"] != self.state[together[0]]["step"] or _size(together) + p.numel() > AT_ONCE):
-                    self._update(group, together)
-                    together = []
-                together.append(p)
-            if together:
-                self._update(group, together)
+                if state["state1"].dtype != torch.uint8 or p.dtype != torch.float32 or not p.is_contiguous():
+                    self.update_step(group, p, at, i)  # small tensors have 32-bit states
+                else:
+                    together.setdefault(state["step"], []).append(p)
+            for parameters in together.values():
+                self._update(kernel, group, parameters)
         return loss
 
-    def _update(self, group, parameters: list[torch.nn.Parameter]) -> None:
+    def _update(self, kernel, group, parameters: list[torch.nn.Parameter]) -> None:
         states = [self.state[p] for p in parameters]
         for state in states:
             state["step"] += 1
-        values = torch.cat([p.data.view(-1) for p in parameters])
-        grads = torch.cat([p.grad.view(-1) for p in parameters])
-        flat = {name: torch.cat([state[name].view(-1) for state in states]) for name in FLAT}
-        functional.optimizer_update_8bit_blockwise(
-            self.optimizer_name, grads, values, flat["state1"], flat["state2"], group["betas"][0], group["betas"][1],
-            0.0, 0.0, group["eps"], states[0]["step"], group["lr"], states[0]["qmap1"], states[0]["qmap2"],
-            flat["absmax1"], flat["absmax2"], group["weight_decay"], gnorm_scale=1.0, skip_zeros=self.args.skip_zeros,
+        grads = [p.grad.contiguous() for p in parameters]  # held until the call is over
+        addresses = [
+            [p.data_ptr(), g.data_ptr(), *(state[name].data_ptr() for name in ADDRESSES)]
+            for p, g, state in zip(parameters, grads, states)
+        ]
+        (beta1, beta2), step = group["betas"], states[0]["step"]
+        levels = [states[0][name] for name in ("qmap1", "qmap2")]
+        kernel(
+            np.array(addresses, np.int64), np.array([p.numel() for p in parameters]),
+            *(level.numpy() for level in levels), *(_codes(tuple(level.tolist())) for level in levels),
+            *np.array([
+                beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(1 - beta2**step), group["eps"],
+                -group["lr"] / (1 - beta1**step), 1 - group["lr"] * group["weight_decay"],
+            ], np.float32),
         )  # fmt: skip
-        _scatter(values, [p.data for p in parameters])
-        for name in FLAT:
-            _scatter(flat[name], [state[name] for state in states])
 
 
-def _size(parameters) -> int:
-    return sum(p.numel() for p in parameters)
+def _kernel():
+    """The compiled update, or None where numba is not installed."""
+    try:
+        from qlora_lib.fast.kernels import adamw_8bit
+    except ImportError:
+        return None
+    return adamw_8bit
 
 
-def _scatter(flat: torch.Tensor, into: list[torch.Tensor]) -> None:
-    pieces = flat.split([t.numel() for t in into])
-    torch._foreach_copy_([t.view(-1) for t in into], list(pieces))
+@lru_cache(maxsize=4)
+def _codes(levels: tuple[float, ...]) -> np.ndarray:
+    """uint8 [bins]: the code that bitsandbytes gives a number in each bin of [-1, 1]."""
+    bins = torch.linspace(-1, 1, BINS, dtype=torch.float64).float()
+    codes, _ = torch.ops.bitsandbytes.quantize_blockwise(bins, torch.tensor(levels), BINS)
+    return codes.numpy()
