@@ -4,9 +4,13 @@ Quantized loading, LoRA, training and metrics as small modules; a study that run
 pages that draw from its records. Importing the package loads nothing heavy.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("qlora_lib")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+def __getattr__(name: str):
+    if name != "__version__":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib.metadata import PackageNotFoundError, version  # a third of what `qlora --help` would import
+
+    try:
+        return version("qlora_lib")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"

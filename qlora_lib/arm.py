@@ -96,9 +96,9 @@ def run(job: Job) -> RunRecord:
             else:
                 notes.append(f"perplexity before training: measured by arm '{job.before_from.name}', same base and windows")
     if method != "base":
-        from qlora_lib.training import train
-
         with stages("load"):
+            from qlora_lib.training import train
+
             model = models.prepare_for_training(model, method, s.train.gradient_checkpointing)
             if method in ("lora", "qlora"):
                 model = models.attach_lora(model, s.lora, s.seed)
@@ -116,9 +116,9 @@ def run(job: Job) -> RunRecord:
         with stages("flops"):
             flops = _flops(model.config, s, method)
     if s.evaluation.new_tokens and not (outcome and outcome.stopped):
-        from qlora_lib.metrics.speed import decode_speed
-
         with stages("decode"):
+            from qlora_lib.metrics.speed import decode_speed
+
             say("decode speed")
             if s.train.gradient_checkpointing and outcome:
                 model.gradient_checkpointing_disable()  # it excludes the key/value cache
@@ -220,7 +220,7 @@ def _perplexity(model, tokens, s: Settings) -> dict:
     from qlora_lib.metrics.perplexity import perplexity
 
     e = s.evaluation
-    return perplexity(model, tokens, e.context, e.stride, e.batch_size, progress=sys.stderr.isatty())
+    return perplexity(model, tokens, e.context, e.stride, e.batch_size, progress=sys.stderr.isatty(), fast=s.runtime.fast)
 
 
 def _scored_before(job: Job, dtype) -> Perplexity | None:

@@ -101,7 +101,7 @@ class Runtime(Section):
     threads: int | None = Field(None, ge=1)  # null: one a physical core that this process may use
     keep_freed_memory: bool = True  # glibc: reuse large blocks in place of returning them
     meter_tensors: bool = True  # follow allocator events through one training step
-    fast: bool = False  # true: forwards, loss, optimizer and decoder of qlora_lib.fast where they apply; false: the stock stack
+    fast: bool = True  # forwards, loss, optimizer and decoder of qlora_lib.fast where they apply; false: the stock stack
 
 
 class Needs(Section):

@@ -103,10 +103,11 @@ def examine() -> Findings:
 
 def _bitsandbytes(on: str) -> dict[str, str]:
     """What the 4-bit library can do on this device, in words."""
-    import bitsandbytes
     import torch
 
-    about = {"bitsandbytes": f"{bitsandbytes.__version__} on {on}"}
+    from qlora_lib.models import import_bitsandbytes
+
+    about = {"bitsandbytes": f"{import_bitsandbytes().__version__} on {on}"}
     about["layers"] = "NF4, FP4 and int8 layers, forward and backward"
     if on == "cuda":
         about["paged optimizers"] = "yes: states move to host memory when the GPU is full"

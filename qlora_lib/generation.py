@@ -1,12 +1,15 @@
 """Stream text from a model, its pieces as they come.
 
-How it works: on a CPU the compiled decoder of qlora_lib.fast makes greedy text, where it knows the model; all else is
-transformers' `generate`, in a thread.
+How it works: a decoder of qlora_lib.fast gives the logits of each next token, where it knows the model; the token is then
+chosen as transformers chooses it, by its own top-k, top-p and temperature. All else is transformers' `generate`, in a
+thread.
 """
 
 from pathlib import Path
 from threading import Event, Thread
-from typing import Iterator
+from typing import Callable, Iterator
+
+import numpy as np
 
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.fast.install import fast_decoder
@@ -47,9 +50,10 @@ def stream_from(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-    decoder = fast_decoder(model) if temperature == 0 else None  # sampling has settings of its own: top-k, top-p
-    if decoder is not None:
-        yield from _pieces(tokenizer, _greedy(decoder, inputs.input_ids, max_new_tokens))
+    decoder = fast_decoder(model, max_new_tokens)
+    choose = chooser(model.generation_config, temperature, seed) if decoder else None
+    if choose is not None:
+        yield from _pieces(tokenizer, _tokens(decoder, choose, inputs.input_ids, max_new_tokens))
         return
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -87,11 +91,42 @@ def stream_from(
         raise QloraError(f"generation failed: {failure[0]}", "Try a shorter prompt or another --dtype")
 
 
-def _greedy(decoder, ids, max_new_tokens: int) -> Iterator[int]:
+OTHER_SAMPLING = ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "watermarking_config")
+
+
+def chooser(config, temperature: float, seed: int) -> Callable[[np.ndarray], int] | None:
+    """logits [vocabulary] -> the next token, greedy or sampled, as `generate` does it under this generation config.
+
+    None where the config asks for a way of sampling that is not among these.
+    """
+    if temperature == 0:
+        return lambda logits: int(logits.argmax())
+    if any(getattr(config, key, None) not in (None, 0.0, 1.0) for key in OTHER_SAMPLING):
+        return None
+    import torch
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    top_k = getattr(config, "top_k", None)
+    warpers = [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
+    warpers += [TopKLogitsWarper(50 if top_k is None else top_k)] if top_k != 0 else []
+    warpers += [TopPLogitsWarper(config.top_p)] if (getattr(config, "top_p", None) or 1.0) < 1 else []
+    warpers += [MinPLogitsWarper(config.min_p)] if getattr(config, "min_p", None) else []
+    torch.manual_seed(seed)
+
+    def choose(logits: np.ndarray) -> int:
+        scores = torch.from_numpy(logits.copy()).unsqueeze(0)
+        for warp in warpers:
+            scores = warp(None, scores)
+        return int(torch.multinomial(scores.softmax(-1), 1))
+
+    return choose
+
+
+def _tokens(decoder, choose, ids, max_new_tokens: int) -> Iterator[int]:
     """New tokens one by one, until one that ends the text."""
     logits = decoder.start(ids, ids.shape[1] + max_new_tokens)
     for left in range(max_new_tokens, 0, -1):
-        token = int(logits.argmax())
+        token = choose(logits)
         if token in decoder.ends:
             return
         yield token

@@ -2,9 +2,10 @@
 
 How it works: the arms leave records (cached by content), and all that follows reads them. An arm
 that failed does not cost the reader the others: the pages are made from the records that are there,
-and the failure is told at the end.
+and the failure is told at the end, after the table of where the time went.
 """
 
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from qlora_lib.config import Profile
 from qlora_lib.errors import QloraError
 from qlora_lib.paths import course_dir, figures_dir, report_dir, results_dir, write_atomic
 from qlora_lib.records import read_records, records_of
+from qlora_lib.stages import Stage, arm_stage, to_text
 
 
 @dataclass
@@ -23,7 +25,11 @@ class Outcome:
     figures: list[Path]
     html: list[Path]
     arms_run: list[str]  # the others came from the cache
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        return {stage.name: stage.seconds for stage in self.stages}
 
     def to_dict(self) -> dict:
         return {
@@ -33,6 +39,7 @@ class Outcome:
             "html": [str(p) for p in self.html],
             "arms_run": self.arms_run,
             "stage_seconds": self.stage_seconds,
+            "stages": [stage.to_dict(sum(self.stage_seconds.values())) for stage in self.stages],
         }
 
 
@@ -47,23 +54,26 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
     Raises:
         QloraError: when an arm failed, after the pages of the others are made.
     """
-    seconds: dict[str, float] = {}
+    stages: list[Stage] = []
 
     @contextmanager
     def stage(name: str):
-        start = time.perf_counter()
-        yield
-        seconds[name] = time.perf_counter() - start
+        """Times what is inside; the list it gives is for the stage's parts."""
+        start, parts = time.perf_counter(), []
+        yield parts
+        stages.append(Stage(name, time.perf_counter() - start, bool(parts) and all(p.cached for p in parts), parts))
 
     failure, arms_run = None, []
     if not committed:
         from qlora_lib.study import ArmFailed, run_profile
 
-        with stage("arms"):
+        with stage("arms") as parts:
             try:
-                arms_run = [r.arm.name for r in run_profile(profile, force=force) if not r.cached]
+                results = run_profile(profile, force=force)
             except ArmFailed as e:
-                failure = e
+                failure, results = e, e.results
+            arms_run = [r.arm.name for r in results if not r.cached]
+            parts += [arm_stage(r.arm.label, r.seconds, r.cached, r.record) for r in results]
     if failure is not None and not read_records(results_dir(profile.name)):
         raise failure
     records, source = records_of(profile.name, "committed" if committed else "own")
@@ -71,9 +81,10 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
     if notebooks:
         from qlora_lib.notebooks import execute_notebooks
 
-        with stage("notebooks"):
+        with stage("notebooks") as parts:
             executed = execute_notebooks(profile, "committed" if committed else "own", force=force)
             html = [e.html for e in executed]
+            parts += [Stage(e.name, e.seconds, e.cached) for e in executed]
     with stage("figures"):
         from qlora_lib.figures import draw_all
 
@@ -83,9 +94,10 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
         from qlora_lib.report import build_report
 
         pdf = build_report(profile.name, records, drawn, report_dir() / f"{profile.name}.pdf", source=source)
+    print(f"\n{to_text(stages)}", file=sys.stderr, flush=True)
     if failure is not None:
         raise QloraError(f"{failure.message}; the pages show what is there: {pdf}", failure.hint)
-    return Outcome(profile.name, pdf, [f.path_svg for f in drawn], html, arms_run, seconds)
+    return Outcome(profile.name, pdf, [f.path_svg for f in drawn], html, arms_run, stages)
 
 
 def _copy_talk_figures(profile: str) -> None:

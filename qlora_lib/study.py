@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,16 @@ RUN_WING = (
     "cost/shapes.py",
     "data.py",
     "fast/decoder.py",
+    "fast/elementwise.py",
     "fast/install.py",
     "fast/kernels.py",
     "fast/layers.py",
     "fast/loss.py",
     "fast/optimizer.py",
+    "fast/quantize.py",
     "fast/simd.py",
+    "fast/static.py",
+    "fast/threads.py",
     "hardware.py",
     "job.py",
     "metrics/memory.py",
@@ -69,6 +74,7 @@ class ArmFailed(QloraError):
     """An arm ended without a record."""
 
     told = False  # whether the arm's own process has printed why
+    results: Sequence["ArmResult"] = ()  # of the arms that did not fail
 
 
 def run_profile(
@@ -104,10 +110,12 @@ def run_profile(
         results.append(result)
         say("  " + ("taken from the cache" if result.cached else f"{result.seconds:.0f} s"))
     if failed:
-        raise ArmFailed(
+        failure = ArmFailed(
             f"{len(failed)} of {len(arms)} arms failed: {', '.join(failed)}",
             "The others are kept; mend the cause printed above and run again",
         )
+        failure.results = results
+        raise failure
     return results
 
 

@@ -24,7 +24,7 @@ from qlora_lib.config import Settings
 from qlora_lib.data import LanguageData, training_order
 from qlora_lib.errors import QloraError
 from qlora_lib.fast.install import install
-from qlora_lib.fast.optimizer import GroupedAdamW8bit
+from qlora_lib.fast.optimizer import FusedAdamW8bit
 from qlora_lib.hardware import DType
 from qlora_lib.metrics.memory import (
     StepMeter,
@@ -103,7 +103,7 @@ def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, 
     arguments = _arguments(settings, optimizer, dtype, on, steps, out, resumes=checkpoint is not None)
     kind_of_optimizer = None  # as the arguments say
     if fast and on == "cpu" and optimizer == "adamw_8bit":
-        kind_of_optimizer = GroupedAdamW8bit, Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
+        kind_of_optimizer = FusedAdamW8bit, Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
         fast.append("optimizer")
     trainer = Trainer(
         model=model,

@@ -17,7 +17,7 @@ from qlora_lib import style
 from qlora_lib.bench import decoding, loading, machine, numerics, ratios, rounds, scoring, training
 from qlora_lib.bench.record import BenchRecord, Limits, Measurement, read_bench
 from qlora_lib.bench.run import _stage, default_out, run_bench
-from qlora_lib.bench.settings import QUICK, BenchSettings, Shape, parse_shapes
+from qlora_lib.bench.settings import PARTS, QUICK, BenchSettings, Shape, parse_shapes
 from qlora_lib.bench.table import to_text
 from qlora_lib.cli import main
 from qlora_lib.config import Lora
@@ -137,7 +137,7 @@ def test_ours_computes_what_the_stock_stack_does(record):
 def test_where_it_was_measured_stands_in_the_record(record):
     p = record.provenance
     assert p.threads == torch.get_num_threads() and p.cpu and p.versions["torch"] and p.wall_seconds > 0
-    assert set(p.stage_seconds) == {"limits", "training", "numerics", "load", "decode", "perplexity"}
+    assert set(p.stage_seconds) == {"limits", "load", *PARTS}
     assert record.settings["shapes"] == ["2x16", "1x32"] and record.settings["lora"]["rank"] == 16
     assert record.settings["quick"] is True
 
@@ -157,6 +157,34 @@ def test_the_table_names_every_measurement_and_ratio(record):
     for name in (*record.ratios, *(m.name for m in record.measurements)):
         assert f"\n{name} " in text, name
     assert "not measured: llama.cpp" in text or "llama_cpp" in text
+
+
+def test_the_table_has_every_point_fit_and_cause(record):
+    lines = [" ".join(line.split()) for line in to_text(record).splitlines()]
+    for p in record.scaling:
+        (line,) = [x for x in lines if x.startswith(f"{p.series} {p.x} {p.arm} ")]
+        assert f"{p.median_seconds:.3g}" in line if p.reason is None else p.reason in line
+    for f in record.fits:
+        (line,) = [x for x in lines if x.startswith(f"{f.series} {f.arm} {f.quantity} ")]
+        assert ("too few" if f.exponent is None else f"{f.exponent:.3f}") in line
+    for c in record.causes:
+        value = "not told apart" if c.seconds_per_token is None else f"{1000 * c.seconds_per_token:.4g} ms"
+        assert f"{c.cause} {value} {c.what}" in lines
+
+
+def test_a_whole_record_has_every_series_fit_and_cause(record):
+    assert {p.series for p in record.scaling} == {
+        "training.length", "training.batch", "decode.context", "decode.batch", "first_token.prompt",
+    }  # fmt: skip
+    assert all((p.reason is None) == (len(p.seconds) == record.settings["scaling_repeats"]) for p in record.scaling)
+    fitted = {(f.series, f.arm) for f in record.fits if f.exponent is not None}
+    assert ("training.length", "qlora.fast") in fitted and ("training.batch", "qlora.fast") not in fitted  # of two points
+    arms = {c.arm for c in record.causes}
+    assert {"nf4dq_adapter.stock", "nf4dq_adapter.fast"} <= arms and len(record.causes) == 4 * len(arms)
+    traffic = {c.arm: c.seconds_per_token for c in record.causes if c.cause == "memory traffic"}
+    if traffic["nf4dq_adapter.fast"] is not None:
+        read = traffic["nf4dq_adapter.fast"] * record.limits.read_bytes_per_second
+        assert read < record.limits.decode["fp32"].bytes_per_token
 
 
 # --- ratios, by hand -----------------------------------------------------------------------------
@@ -198,7 +226,54 @@ def test_the_better_of_two_readings_of_the_machine_holds():
 # --- that both sides do the same work ------------------------------------------------------------
 
 
-def test_the_plain_loop_gives_trainers_losses(tmp_path):
+def test_a_step_of_the_bench_is_the_step_written_by_hand():
+    """Trainer's step adds cost and changes no number: same losses, same weights, for stock and for ours."""
+    settings = BenchSettings(**(QUICK | {"lora": Lora(dropout=0.0)}))
+    batches = training.batches_of(tiny.data().tokens["train"], Shape(2, 32), 3, 0)
+    by_trainer, by_hand = training.make_arms(tiny.folder(), settings), training.make_arms(tiny.folder(), settings)
+    for arm, other in zip(by_trainer, by_hand, strict=True):
+        arm.enter()
+        losses = [arm.step(ids) for ids in batches]
+        other.enter()
+        assert other.model.training
+        expected = []
+        for ids in batches:
+            loss = other.model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(other.parameters, training.MAX_GRAD_NORM)
+            other.optimizer.step()
+            other.optimizer.zero_grad()
+            expected.append(loss.item())
+        assert losses == pytest.approx(expected, rel=1e-6), arm.name
+        for ours, theirs in zip(arm.parameters, other.parameters, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6), arm.name
+
+
+def test_a_step_goes_through_trainer_and_leaves_no_gradient_where_it_fails(monkeypatch):
+    from transformers import Trainer
+
+    arm = training.make_arms(tiny.folder(), SETTINGS)[0]
+    (ids,) = training.batches_of(tiny.data().tokens["train"], Shape(2, 16), 1, 0)
+    seen, step = [], Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda self, *given: seen.append(self) or step(self, *given))
+    arm.enter()
+    arm.step(ids)
+    assert seen == [arm.trainer] and arm.trainer.args.report_to == []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        arm.step(ids)
+    assert all(p.grad is None for p in arm.parameters)
+
+
+def test_trainer_does_not_change_the_model_or_what_it_returns():
+    for method in ("qlora", "full"):
+        model = loading.training_model(tiny.folder(), method, Lora(), 0)
+        before = {id(m): m.forward for m in model.modules()}
+        assert not training.make_trainer(model).accelerator.native_amp
+        assert all(m.forward == before[id(m)] for m in model.modules())
+
+
+def test_the_steps_of_the_bench_give_the_losses_of_trainers_loop(tmp_path):
     from qlora_lib.training import train
 
     steps, batch = 3, 4
@@ -290,10 +365,8 @@ def test_what_cannot_be_decoded_gives_its_reason(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "qlora_lib.fast.decoder", None)
     arm = decoding.fast_arm("decode.fp32.fast", "", models.fp32, ids)
     assert arm.run is None and "not installed" in arm.reason
-    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
-    assert "llama_cpp" in decoding.llama_cpp_arm("decode.llama_cpp", "", None, ids, 4).reason
-    monkeypatch.setattr(decoding, "find_spec", lambda name: object())
-    assert "--gguf" in decoding.llama_cpp_arm("decode.llama_cpp", "", None, ids, 4).reason
+    arm = decoding.llama_cpp_arm("decode.llama_cpp", None, "no binding", ids, 4)
+    assert (arm.run, arm.reason) == (None, "no binding")
 
 
 def test_llama_cpp_reads_the_prompt_and_feeds_each_token_once(monkeypatch, tmp_path):
@@ -317,7 +390,8 @@ def test_llama_cpp_reads_the_prompt_and_feeds_each_token_once(monkeypatch, tmp_p
     file.write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=Llama, __spec__=object()))
     ids = tiny.ids(1, 4)
-    arm = decoding.llama_cpp_arm("decode.llama_cpp", "", file, ids, 6)
+    arm = decoding.llama_cpp_arm("decode.llama_cpp", file, None, ids, 6)
+    assert arm.what == "llama.cpp, m.gguf"
     assert arm.run(6) == arm.run(6) == [4, 5, 6, 7, 8, 9]
     assert seen == [*ids[0].tolist(), 4, 5, 6, 7, 8]  # the last one made is not read
 
@@ -419,6 +493,7 @@ def test_shapes_are_read_in_order_and_once():
         (["--quick", "--profile", "smok"], "smoke"),
         (["--quick", "--gguf", "nowhere.gguf"], "nowhere.gguf"),
         (["--quick", "--shapes", "1x99999"], "tokens"),
+        (["--quick", "--parts", "training,decoding"], "decoding"),
     ],
 )
 def test_a_mistake_is_one_line(words, says, bench, tmp_path):
@@ -457,7 +532,7 @@ def test_too_little_memory_is_told_and_other_failures_are_not_hidden():
         raise RuntimeError("shapes differ")
 
 
-@pytest.mark.parametrize("setting", ["repeats", "new_tokens", "windows", "context", "score_batch"])
+@pytest.mark.parametrize("setting", ["repeats", "scaling_repeats", "new_tokens", "windows", "context", "score_batch"])
 def test_nothing_is_measured_zero_times(setting):
     with pytest.raises(UsageError, match=setting):
         BenchSettings(**{setting: 0})

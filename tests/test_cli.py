@@ -63,7 +63,8 @@ def test_help_loads_nothing_heavy():
     probe = (
         "import sys; sys.argv = ['qlora', '--help']\nfrom qlora_lib.cli import main\n"
         "try: main()\nexcept SystemExit as e: code = e.code\n"
-        "heavy = {'torch', 'transformers', 'pydantic', 'numpy', 'datasets', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'matplotlib', 'pydantic', 'yaml', 'psutil', 'tqdm', 'importlib.metadata'}\n"
+        "heavy &= set(sys.modules)\n"
         "print(sorted(heavy), code, file=sys.stderr)"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)

@@ -116,6 +116,33 @@ def test_another_tokenizer_has_tokens_of_its_own(cached, tiny_tokenizer):
     assert other.calls == 1 and len(list(path.parent.iterdir())) == 2
 
 
+@pytest.mark.parametrize("text", ["", "one\n\ntwo  three \t\u00e9\U0001f600\r\n", "<|im_end|> a special token's name </s>"])
+def test_the_ids_are_those_of_the_tokenizers_own_call(tiny_tokenizer, tmp_path, monkeypatch, text):
+    from tokenizers import Tokenizer, models as kinds, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    monkeypatch.setenv("QLORA_CACHE", str(tmp_path))
+    backend = Tokenizer(kinds.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(["one two three\n\n"] * 9, trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=["<|im_end|>"], vocab_size=300))
+    backend.enable_truncation(3)  # as the file of a tokenizer that was trained with may ask for
+    backend.enable_padding(length=8)
+    trained = PreTrainedTokenizerFast(tokenizer_object=backend)
+    for tokenizer in (tiny_tokenizer, trained):
+        made = tokenize(text, tokenizer).tolist()
+        assert made == tokenizer(text, add_special_tokens=False)["input_ids"] and (text == "" or len(made) > 3)
+
+
+def test_one_fingerprint_serves_all_splits(tiny_tokenizer, monkeypatch):
+    from qlora_lib import data
+
+    asked = []
+    monkeypatch.setattr(data, "fingerprint", lambda tokenizer: asked.append(0) or b"known")
+    prepare("tiny-text", "text", 32, tiny_tokenizer)
+    assert len(asked) == 1
+
+
 def test_the_statistics_are_those_of_a_direct_count(tiny_tokenizer):
     data, texts = prepare("tiny-text", "text", 32, tiny_tokenizer), load_texts("tiny-text")
     for split in SPLITS:

@@ -1,5 +1,7 @@
 """Lesson 4: its arithmetic against autograd, the allocator and real optimizers; wrong answers named."""
 
+from dataclasses import replace
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -10,6 +12,7 @@ from qlora_lib.course import anatomy as a
 from qlora_lib.course.answers import check, exercise
 from qlora_lib.course.exercises.memory import EXERCISES, LLAMA_8B, SMOLLM2, TINYLLAMA
 from qlora_lib.course.stepping import SavedTensors, build, measure, method_of, random_batch
+from qlora_lib.fast.install import install
 from qlora_lib.metrics.memory import optimizer_bytes
 from qlora_lib.metrics.sizes import model_bytes
 
@@ -39,6 +42,49 @@ def test_a_step_holds_what_the_shapes_say(kind, settings, batch, length):
     expected = a.anatomy(shape, method, batch, length)
     assert found.total == pytest.approx(expected.total, rel=0.03 if method.checkpointing else 0.002)
     assert found.held.max() == found.peak and len(found.times) == len(found.held) and found.begins["backward"] > 0
+
+
+@pytest.mark.parametrize("batch, length", [(4, 32), (2, 48), (4, 160)])
+@pytest.mark.parametrize("kind, settings", KINDS, ids=[f"{k} {' '.join(s)}" for k, s in KINDS])
+def test_a_step_of_the_fast_path_holds_what_the_shapes_say(kind, settings, batch, length):
+    _, s = arm(kind, **settings)
+    model, optimizer = build(folder(), kind, s)
+    shape, method = ModelShape.read(model.config), method_of(s, kind, fast=bool(install(model)))
+    torch.manual_seed(0)
+    found = measure(model, optimizer, random_batch(shape.vocab_size, batch, length))
+    off = found.saved - sum(a.saved_bytes(shape, method, batch, length).values())
+    drawn = bool(method.dropout) and not method.checkpointing
+    assert abs(off) <= 5 * a.places_spread(shape, method, batch, length) if drawn else off == 0
+    expected = a.anatomy(shape, method, batch, length)
+    within = 0.05 if method.checkpointing or method.trains_all else 0.005
+    assert found.total == pytest.approx(expected.total, rel=within)
+    assert found.total < a.anatomy(shape, replace(method, fast=False), batch, length).total
+
+
+def test_the_fast_path_keeps_no_mask_no_copy_and_no_logits():
+    stock = a.Method("qlora", 16, 0.05, four_bit=True, optimizer_bits=8)
+    fast = replace(stock, fast=True)
+    for batch, length in ((4, 128), (4, 256)):
+        before, after = (a.saved_bytes(SMOLLM2, m, batch, length) for m in (stock, fast))
+        assert after["loss"] < before["loss"] / 80 and after["adapters"] < before["adapters"] / 10
+    # dropout hardly costs there: the places of one element in twenty, twice as wide
+    without = a.saved_bytes(SMOLLM2, replace(fast, dropout=0.0), 4, 256)
+    assert 1.0 < sum(after.values()) / sum(without.values()) < 1.06
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")])
+@pytest.mark.parametrize("fast", [False, True])
+def test_adapters_on_part_of_a_group_are_left_to_the_stock_stack(targets, fast):
+    _, s = arm("lora", lora__target_modules=list(targets), lora__dropout=0.0)
+    model = trainable("lora", s).train()
+    shape = ModelShape.read(model.config)
+    if fast:
+        install(model)
+    ids = random_batch(shape.vocab_size, 2, 32)
+    with SavedTensors(model) as saved:
+        model(input_ids=ids, labels=ids)
+    method = a.Method("lora", rank=s.lora.rank, targets=targets, fast=fast)
+    assert saved.bytes == sum(a.saved_bytes(shape, method, 2, 32).values())
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("k_proj", "o_proj", "down_proj")])

@@ -14,7 +14,8 @@ from qlora_lib.fast.install import fast_decoder, install, uninstall
 from qlora_lib.fast.elementwise import RmsNorm, Rotary
 from qlora_lib.fast.layers import Projections, drop
 from qlora_lib.fast.loss import LinearCrossEntropy, linear_cross_entropy
-from qlora_lib.fast.optimizer import GroupedAdamW8bit
+from qlora_lib.fast.optimizer import FusedAdamW8bit
+from qlora_lib.fast.static import StaticDecoder
 from qlora_lib.models import keep_weights_as_packed
 
 SHAPE = {
@@ -342,7 +343,7 @@ def matrices(seed):
 def test_updates_are_those_of_bitsandbytes():
     ours, theirs = matrices(0), matrices(0)
     kwargs = {"lr": 1e-2, "weight_decay": 0.01, "optim_bits": 8}
-    fast, stock = GroupedAdamW8bit(ours, **kwargs), bnb.optim.AdamW(theirs, **kwargs)
+    fast, stock = FusedAdamW8bit(ours, **kwargs), bnb.optim.AdamW(theirs, **kwargs)
     for step in range(6):
         torch.manual_seed(step)
         for a, b in zip(ours, theirs):
@@ -370,7 +371,8 @@ def test_updates_are_those_of_bitsandbytes():
 def test_decoded_logits_are_the_models(build, name, method):
     model = build(name, method).eval()
     decoder = Decoder.of(model)
-    logits, ids = decoder.start(IDS[:1, :5], 40), IDS[0, :5].tolist()
+    read = 12 if method == "full" else 5  # a long prompt and a short one
+    logits, ids = decoder.start(IDS[:1, :read], 42), IDS[0, :read].tolist()
     for _ in range(30):
         with torch.no_grad():
             wanted = model(input_ids=torch.tensor([ids])).logits[0, -1].numpy()
@@ -393,6 +395,8 @@ def test_a_decoder_follows_the_adapter(build):
 
 def test_models_that_the_kernels_do_not_know(build):
     assert Decoder.of(build(method="full", dtype=torch.bfloat16)) is None
+    growing = LlamaConfig(**SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    assert Decoder.of(AutoModelForCausalLM.from_config(growing)) is None
     sliding = MistralConfig(**SHAPE, sliding_window=16)
     assert Decoder.of(AutoModelForCausalLM.from_config(sliding)) is None
 
@@ -405,3 +409,39 @@ def test_settings_that_change_logits_are_left_to_transformers(build):
     model.generation_config.repetition_penalty = 1.0
     model.generation_config.bad_words_ids = [[5]]
     assert fast_decoder(model) is None
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_a_static_cache_gives_the_models_logits(build, name, method):
+    """The decoder for CUDA, here on the CPU and traced without a compiler."""
+    model = build(name, method).eval()
+    decoder = StaticDecoder(model, backend="eager")
+    for _ in range(2):  # the second text in the same cache
+        logits, ids = decoder.start(IDS[:1, :5], 40), IDS[0, :5].tolist()
+        for _ in range(12):
+            with torch.no_grad():
+                wanted = model(input_ids=torch.tensor([ids])).logits[0, -1].numpy()
+            np.testing.assert_allclose(logits, wanted, atol=2e-4)
+            ids.append(int(logits.argmax()))
+            logits = decoder.step(ids[-1])
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_it_is(build, monkeypatch):
+    model = build(method="full").eval()
+    decoder = StaticDecoder(model, backend="eager")
+
+    def half_done(token, place):
+        decoder._eager(token, place)
+        raise RuntimeError("no compiler")
+
+    decoder._step = half_done
+    decoder.start(IDS[:1, :5], 40)
+    with pytest.warns(UserWarning, match="without torch.compile.*no compiler"):
+        logits = decoder.step(7)
+    with torch.no_grad():
+        wanted = model(input_ids=torch.cat([IDS[:1, :5], torch.tensor([[7]])], 1)).logits[0, -1].numpy()
+    np.testing.assert_allclose(logits, wanted, atol=2e-4)
+    monkeypatch.setattr(decoder.base, "forward", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # an error that is not the compiler's is not hidden
+        decoder.step(8)

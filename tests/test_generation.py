@@ -8,7 +8,7 @@ import torch
 from qlora_lib import models
 from qlora_lib.config import Quantization
 from qlora_lib.errors import QloraError
-from qlora_lib.generation import _pieces, stream_from
+from qlora_lib.generation import _pieces, chooser, stream_from
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def tiny(tiny_model, tiny_tokenizer):
 def engine(request, monkeypatch):
     """What makes the tokens."""
     if request.param == "transformers":
-        monkeypatch.setattr("qlora_lib.generation.fast_decoder", lambda model: None)
+        monkeypatch.setattr("qlora_lib.generation.fast_decoder", lambda *_: None)
     return request.param
 
 
@@ -43,7 +43,7 @@ def test_a_reader_who_leaves_early_leaves_no_thread(tiny, engine):
 def test_a_failure_in_the_thread_is_told(tiny, monkeypatch):
     model, tokenizer = tiny
     monkeypatch.setattr(type(model), "generate", lambda *a, **k: 1 / 0)
-    monkeypatch.setattr("qlora_lib.generation.fast_decoder", lambda model: None)
+    monkeypatch.setattr("qlora_lib.generation.fast_decoder", lambda *_: None)
     before = threading.active_count()
     with pytest.raises(QloraError, match="generation failed: division by zero"):
         list(stream_from(model, tokenizer, "The small"))
@@ -53,6 +53,25 @@ def test_a_failure_in_the_thread_is_told(tiny, monkeypatch):
 def test_the_same_seed_samples_the_same_text(tiny, engine):
     texts = ["".join(stream_from(*tiny, "A", max_new_tokens=10, temperature=1.0, seed=s)) for s in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.4, "top_k": 0}, {"min_p": 0.02}])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_tokens_are_sampled_as_generate_samples_them(tiny, monkeypatch, settings, temperature):
+    model, tokenizer = tiny
+    for key, value in settings.items():
+        monkeypatch.setattr(model.generation_config, key, value)
+    texts = []
+    for _ in range(2):
+        texts.append("".join(stream_from(model, tokenizer, "The", max_new_tokens=25, temperature=temperature, seed=1)))
+        monkeypatch.setattr("qlora_lib.generation.fast_decoder", lambda *_: None)
+    assert texts[0] == texts[1]
+
+
+def test_ways_of_sampling_that_are_not_ours_are_left_to_transformers(tiny, monkeypatch):
+    monkeypatch.setattr(tiny[0].generation_config, "typical_p", 0.5)
+    assert chooser(tiny[0].generation_config, 1.0, 0) is None
+    assert chooser(tiny[0].generation_config, 0.0, 0) is not None
 
 
 def test_letters_of_several_tokens_come_out_whole(tiny):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import bitsandbytes as bnb
 import pytest
@@ -60,6 +62,29 @@ def test_the_weights_are_those_of_the_file_to_the_formats_precision():
         assert (read - weight).abs().max() > 0
     for name, module in layers(tiny.base()).items():
         assert torch.equal(module.weight, stored[f"{name}.weight"])
+
+
+def test_bitsandbytes_is_imported_without_the_compiler_and_compiles_on_the_first_call():
+    probe = """
+import sys, torch
+asked = []
+def compile_now(function, **options):
+    asked.append((function.__name__, options))
+    return function
+torch.compile = compile_now
+from qlora_lib import models
+models.import_bitsandbytes()
+print(asked, torch.compile is compile_now, "torch._inductor.compile_fx" in sys.modules)
+from bitsandbytes.backends.default import ops
+codes, code = torch.arange(64, dtype=torch.uint8), torch.linspace(-1, 1, 256)
+made = [ops._dequantize_blockwise_compute(codes, torch.ones(1), code, 64, torch.float32) for _ in range(2)]
+print(asked, all(torch.equal(m, code[:64]) for m in made))
+"""
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert run.stdout.splitlines() == [
+        "[] True False",
+        "[('_dequantize_blockwise_compute', {'dynamic': False})] True",
+    ], run.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

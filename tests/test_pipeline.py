@@ -11,7 +11,8 @@ from qlora_lib.errors import QloraError
 from qlora_lib.paths import report_dir
 from qlora_lib.pipeline import Outcome, make_report
 from qlora_lib.report import build as build_module
-from qlora_lib.study import ArmFailed
+from qlora_lib.stages import Stage
+from qlora_lib.study import ArmFailed, ArmResult
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def checkout() -> dict:
     return {p: p.stat().st_mtime_ns for place in places for p in place.rglob("*") if p.is_file()}
 
 
-def test_pages_from_the_committed_records_train_nothing(folders, monkeypatch):
+def test_pages_from_the_committed_records_train_nothing(folders, monkeypatch, capsys):
     def train(*_, **__):
         raise AssertionError("trained")
 
@@ -57,6 +58,9 @@ def test_pages_from_the_committed_records_train_nothing(folders, monkeypatch):
     assert sorted(p.name for p in outcome.figures) == drawn and len(drawn) >= 4
     assert not (folders / "figures" / "smoke" / "talk").exists()
     told = json.loads(json.dumps(outcome.to_dict()))
+    assert [s["stage"] for s in told["stages"]] == ["figures", "pdf"] and sum(s["share"] for s in told["stages"]) == pytest.approx(1)
+    table = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in table[-4:]] == ["where", "figures", "pdf", "in"]
     assert told["pdf"] == str(outcome.pdf) and told["stage_seconds"].keys() == outcome.stage_seconds.keys()
 
 
@@ -66,8 +70,8 @@ def test_no_committed_records_is_one_line_and_no_page(folders):
     assert not list(folders.glob("report/*.pdf"))
 
 
-def test_an_arm_that_failed_does_not_cost_the_pages_of_the_others(folders, monkeypatch):
-    """The failure is told last, with exit 1, and the pages show what is there."""
+def test_an_arm_that_failed_does_not_cost_the_pages_of_the_others(folders, monkeypatch, capsys):
+    """The failure is told last, with exit 1, and the pages and the table of stages show what is there."""
     examples, results = example_records("smoke"), folders / "results" / "smoke"
 
     def run(profile, **_):
@@ -76,19 +80,29 @@ def test_an_arm_that_failed_does_not_cost_the_pages_of_the_others(folders, monke
                 record = examples[arm.name]
                 record.settings = profile.settings(arm).model_dump(exclude={"seed"})
                 record.write(results / arm.name)
-        raise ArmFailed("1 of 6 arms failed: full-nf4dq", "Mend it")
+        examples["lora"].provenance.stage_seconds = {"train": 8e3}
+        failure = ArmFailed("1 of 6 arms failed: full-nf4dq", "Mend it")
+        failure.results = [ArmResult(profile.arm("base"), examples["base"], True, 0.1), ArmResult(profile.arm("lora"), examples["lora"], False, 9e3)]
+        raise failure
 
     monkeypatch.setattr("qlora_lib.study.run_profile", run)
     with pytest.raises(QloraError, match=r"1 of 6 arms failed: full-nf4dq; the pages show what is there: .*smoke\.pdf. Mend it") as e:
         make_report(load_profile("smoke"), notebooks=False)
     assert e.value.exit_code == 1 and (folders / "report" / "smoke.pdf").is_file()
+    table = capsys.readouterr().err
+    label = load_profile("smoke").arm("lora").label
+    assert "1 run, 1 cached" in table and f"  {label} " in table and "run: train 8000.0, other 1000.0" in table
 
 
 def test_an_outcome_is_plain_json(tmp_path):
-    outcome = Outcome("smoke", tmp_path / "a.pdf", [tmp_path / "a.svg"], [tmp_path / "a.html"], ["base"], {"pdf": 0.5})
+    stages = [Stage("arms", 1.5, False, [Stage("QLoRA", 1.5, False, [Stage("train", 1.0)])]), Stage("pdf", 0.5)]
+    outcome = Outcome("smoke", tmp_path / "a.pdf", [tmp_path / "a.svg"], [tmp_path / "a.html"], ["base"], stages)
+    train = {"stage": "train", "seconds": 1.0, "share": 0.5, "cached": False, "parts": []}
+    arm = {"stage": "QLoRA", "seconds": 1.5, "share": 0.75, "cached": False, "parts": [train]}
     assert json.loads(json.dumps(outcome.to_dict())) == {
         "profile": "smoke", "pdf": str(tmp_path / "a.pdf"), "figures": [str(tmp_path / "a.svg")],
-        "html": [str(tmp_path / "a.html")], "arms_run": ["base"], "stage_seconds": {"pdf": 0.5},
+        "html": [str(tmp_path / "a.html")], "arms_run": ["base"], "stage_seconds": {"arms": 1.5, "pdf": 0.5},
+        "stages": [{**arm, "stage": "arms", "parts": [arm]}, {"stage": "pdf", "seconds": 0.5, "share": 0.25, "cached": False, "parts": []}],
     }  # fmt: skip
 
 

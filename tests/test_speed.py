@@ -48,7 +48,7 @@ def test_an_end_of_text_does_not_cut_it_short(tokenizer):
     inputs = tokenizer("The", return_tensors="pt", add_special_tokens=False)
     tokens = speed._generate(model, tokenizer, inputs, 9)
     assert len(tokens) == 9 and tokenizer.eos_token_id not in tokens
-    assert speed._decode(fast_decoder(model), inputs, 9) == tokens
+    assert speed._decode(fast_decoder(model), inputs, 20, 9) == tokens
 
 
 def test_the_figures_follow_from_the_repeats(tokenizer, monkeypatch):
@@ -64,7 +64,7 @@ def test_the_figures_follow_from_the_repeats(tokenizer, monkeypatch):
 
     monkeypatch.setattr(speed, "_generate", generate)
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
-    g = speed.decode_speed(model, tokenizer, "The", 20, 3)
+    g = speed.decode_speed(model, tokenizer, "The", 20, 3, fast=False)
     assert calls == [4, 1, 20, 20, 20]
     assert g.repeats == [3.0, 1.0, 2.0] and g.latency_seconds == statistics.median(g.repeats) == 2.0
     assert g.tokens_per_second == 10.0 and g.first_token_seconds == 0.25
@@ -76,7 +76,7 @@ def test_the_model_is_left_as_it_was(tokenizer, monkeypatch):
     seen = []
     real = speed._generate
     monkeypatch.setattr(speed, "_generate", lambda m, *a: seen.append((m.training, m.config.use_cache)) or real(m, *a))
-    speed.decode_speed(model, tokenizer, "The", 2, 1)
+    speed.decode_speed(model, tokenizer, "The", 2, 1, fast=False)
     assert set(seen) == {(False, True)}
     assert model.training and model.config.use_cache is False
 
@@ -85,7 +85,7 @@ def test_the_model_is_left_as_it_was(tokenizer, monkeypatch):
 
     monkeypatch.setattr(speed, "_generate", broken)
     with pytest.raises(RuntimeError):
-        speed.decode_speed(model, tokenizer, "The", 2, 1)
+        speed.decode_speed(model, tokenizer, "The", 2, 1, fast=False)
     assert model.training and model.config.use_cache is False
 
 

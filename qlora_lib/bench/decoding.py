@@ -9,11 +9,11 @@ short warm-up, in which ours is compiled, is left out.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from qlora_lib.bench.loading import InferenceModels
 from qlora_lib.bench.record import Measurement
 from qlora_lib.bench.rounds import in_turns
 from qlora_lib.bench.settings import BenchSettings
@@ -33,12 +33,14 @@ class DecodeArm:
     model_bytes: int | None = None
 
 
-def measure_decoding(models, ids: torch.Tensor, settings: BenchSettings) -> tuple[list[Measurement], dict[str, int | None]]:
+def measure_decoding(
+    models: InferenceModels, ids: torch.Tensor, gguf: tuple[Path | None, str | None], settings: BenchSettings
+) -> tuple[list[Measurement], dict[str, int | None]]:
     """(measurements, greedy tokens for which ours equals stock, by model).
 
     Args:
-        models: loaded for inference: `fp32`, `stock_4bit`, `fast_4bit`.
         ids: [1, T], the prompt.
+        gguf: the file that llama.cpp reads, or None and the reason.
     """
     say(f"decoding, {settings.new_tokens} tokens after a prompt of {ids.shape[1]}")
     arms = [
@@ -46,7 +48,7 @@ def measure_decoding(models, ids: torch.Tensor, settings: BenchSettings) -> tupl
         fast_arm("decode.fp32.fast", "fp32, qlora_lib's decoder", models.fp32, ids),
         stock_arm("decode.nf4dq_adapter.stock", "NF4 + DQ with adapter, transformers' generate", models.stock_4bit, ids),
         fast_arm("decode.nf4dq_adapter.fast", "NF4 + DQ with adapter, qlora_lib's decoder", models.fast_4bit, ids),
-        llama_cpp_arm("decode.llama_cpp", "llama.cpp, a .gguf file", settings.gguf, ids, settings.new_tokens),
+        llama_cpp_arm("decode.llama_cpp", *gguf, ids, settings.new_tokens),
     ]
     runs = {arm.name: arm.run for arm in arms if arm.run}
     for run in runs.values():
@@ -76,7 +78,7 @@ def _agree(a: list[int] | None, b: list[int] | None) -> int | None:
 
 
 def stock_arm(name: str, what: str, model, ids: torch.Tensor) -> DecodeArm:
-    ends = _ends_of_text(model)
+    ends = ends_of_text(model)
 
     @torch.no_grad()
     def run(n: int) -> list[int]:
@@ -89,20 +91,25 @@ def stock_arm(name: str, what: str, model, ids: torch.Tensor) -> DecodeArm:
     return DecodeArm(name, what, run, model_bytes=model_bytes(model).total)
 
 
-def fast_arm(name: str, what: str, model, ids: torch.Tensor) -> DecodeArm:
+def compiled_decoder(model):
+    """(decoder, None), or (None, why it does not apply)."""
     try:
         from qlora_lib.fast.decoder import Decoder
     except ImportError as e:
-        return DecodeArm(name, what, None, f"the compiled decoder needs {e.name}, which is not installed")
+        return None, f"the compiled decoder needs {e.name}, which is not installed"
     decoder = Decoder.of(model)
+    return decoder, None if decoder else "the compiled decoder does not know this model or this processor"
+
+
+def fast_arm(name: str, what: str, model, ids: torch.Tensor) -> DecodeArm:
+    decoder, reason = compiled_decoder(model)
     if decoder is None:
-        return DecodeArm(name, what, None, "the compiled decoder does not know this model or this processor")
-    ends = _ends_of_text(model)
+        return DecodeArm(name, what, None, reason)
 
     def run(n: int) -> list[int]:
         logits, made = decoder.start(ids, ids.shape[1] + n), []
         while True:
-            logits[ends] = float("-inf")  # as generate's min_new_tokens
+            logits[decoder.ends] = float("-inf")  # as generate's min_new_tokens
             made.append(int(logits.argmax()))
             if len(made) == n:
                 return made
@@ -111,16 +118,14 @@ def fast_arm(name: str, what: str, model, ids: torch.Tensor) -> DecodeArm:
     return DecodeArm(name, what, run, model_bytes=model_bytes(model).total)
 
 
-def _ends_of_text(model) -> list[int]:
+def ends_of_text(model) -> list[int]:
     ends = model.generation_config.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-def llama_cpp_arm(name: str, what: str, gguf: Path | None, ids: torch.Tensor, new_tokens: int) -> DecodeArm:
-    if find_spec("llama_cpp") is None:
-        return DecodeArm(name, what, None, "llama.cpp's Python binding (llama_cpp) is not installed")
+def llama_cpp_arm(name: str, gguf: Path | None, reason: str | None, ids: torch.Tensor, new_tokens: int) -> DecodeArm:
     if gguf is None:
-        return DecodeArm(name, what, None, "no .gguf file of this model was given (--gguf FILE)")
+        return DecodeArm(name, "llama.cpp", None, reason)
     import llama_cpp
 
     threads, prompt = torch.get_num_threads(), ids[0].tolist()
@@ -137,4 +142,4 @@ def llama_cpp_arm(name: str, what: str, gguf: Path | None, ids: torch.Tensor, ne
             made.append(llm.sample(temp=0.0))
         return made
 
-    return DecodeArm(name, what, run, model_bytes=gguf.stat().st_size)
+    return DecodeArm(name, f"llama.cpp, {gguf.name}", run, model_bytes=gguf.stat().st_size)

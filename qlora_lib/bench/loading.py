@@ -1,5 +1,6 @@
 """The models that are compared, loaded once each."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +12,21 @@ from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.models import attach_lora, load_base, prepare_for_training
 
 ADAPTER_STD = 0.02  # of B: an adapter as training leaves it, not the zeros it begins with
+
+
+@dataclass(frozen=True)
+class InferenceModels:
+    fp32: torch.nn.Module
+    stock_4bit: torch.nn.Module  # NF4 with double quantization and an adapter
+    fast_4bit: torch.nn.Module  # the same weights
+
+
+def load_for_inference(path: Path, lora: Lora, seed: int) -> InferenceModels:
+    return InferenceModels(
+        fp32=load_base(path, Quantization(), torch.float32, "cpu"),
+        stock_4bit=inference_model(path, lora, seed, as_shipped=True),
+        fast_4bit=inference_model(path, lora, seed, as_shipped=False),
+    )
 
 
 def check_model(path: Path) -> ModelShape:

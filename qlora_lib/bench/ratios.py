@@ -2,11 +2,12 @@
 
 How it works: `a_over_b` is a's tokens a second over b's (above 1: a is faster), under `memory.` a's peak bytes over
 b's (below 1: a needs less). Times are divided repeat by repeat, since a machine that slows down slows both sides
-of a pair; the median of those ratios is given. A limit has no repeats: there the medians are divided.
+of a pair; the median of those ratios is given. A limit has no repeats: there the medians are divided. Where a side
+was not measured the ratio is null.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qlora_lib.bench.record import Limits, Measurement, Ratio, quartiles
 
@@ -43,16 +44,18 @@ def ratios(measurements: Sequence[Measurement], limits: Limits, shapes: Sequence
     found = {}
     for name, (above, below) in pairs(shapes).items():
         quantity = MEMORY if name.startswith("memory.") else SPEED
-        each = _each(by_name[above], by_name[below], quantity)
+        each = _each(by_name.get(above), by_name.get(below), quantity)
         found[name] = Ratio(
             value=statistics.median(each) if each else None, quartiles=quartiles(each),
             quantity=quantity, numerator=above, denominator=below,
         )  # fmt: skip
-    return found | _of_limits(measurements, limits)
+    return found | _of_limits(by_name, limits, shapes)
 
 
-def _each(above: Measurement, below: Measurement, quantity: str) -> list[float]:
+def _each(above: Measurement | None, below: Measurement | None, quantity: str) -> list[float]:
     """One ratio for each pair of repeats; none where a side was not measured."""
+    if above is None or below is None:
+        return []
     if quantity == MEMORY:
         a, b = above.peak_tensor_bytes, below.peak_tensor_bytes
         return [a / b] if a and b else []
@@ -60,15 +63,17 @@ def _each(above: Measurement, below: Measurement, quantity: str) -> list[float]:
     return [scale * b / a for a, b in zip(above.seconds, below.seconds)]
 
 
-def _of_limits(measurements: Sequence[Measurement], limits: Limits) -> dict[str, Ratio]:
+def _of_limits(by_name: Mapping[str, Measurement], limits: Limits, shapes: Sequence[str]) -> dict[str, Ratio]:
     """Each speed as a share of what the machine's products or its memory allow."""
+    where = [("training", limits.training, f"{shape}.{method}") for shape in shapes for method in ("qlora", "full")]
+    where += [("decode", limits.decode, model) for model in ("fp32", "nf4dq_adapter")]
     found = {}
-    for m in measurements:
-        where = m.name.rpartition(".")[0].partition(".")[2]  # training.4x128.qlora.fast -> 4x128.qlora
-        limit = {"training": limits.training, "decode": limits.decode}.get(m.part, {}).get(where)
-        if limit is not None:
-            found[f"{m.name}_over_limit"] = Ratio(
-                value=m.tokens_per_second and m.tokens_per_second / limit.tokens_per_second,
-                quantity=SPEED, numerator=m.name, denominator=f"limits.{m.part}.{where}",
+    for part, allowed, place in where:
+        for whose in ("stock", "fast"):
+            name, limit = f"{part}.{place}.{whose}", allowed.get(place)
+            speed = by_name[name].tokens_per_second if name in by_name else None
+            found[f"{name}_over_limit"] = Ratio(
+                value=speed / limit.tokens_per_second if speed and limit else None,
+                quantity=SPEED, numerator=name, denominator=f"limits.{part}.{place}",
             )  # fmt: skip
     return found

@@ -43,6 +43,54 @@ class Measurement(Part):
         return cls(name=name, part=name.partition(".")[0], what=what, tokens=tokens, reason=reason)
 
 
+class ScalingPoint(Part):
+    """One arm at one place of a series."""
+
+    series: Literal["training.length", "training.batch", "decode.context", "decode.batch", "first_token.prompt"]
+    arm: str  # qlora.stock, qlora.fast, full.fast; fp32.stock, nf4dq_adapter.stock, nf4dq_adapter.fast
+    what: str  # in words: what runs there
+    x: int  # tokens in a sequence | sequences in a batch | tokens in the cache | sequences | tokens in the prompt
+    tokens: int  # in one repeat: trained, made or read
+    seconds: list[float] = Field(default_factory=list)
+    median_seconds: float | None = None
+    quartiles_seconds: tuple[float, float] | None = None
+    tokens_per_second: float | None = None
+    peak_tensor_bytes: int | None = None  # of one training step
+    above_resident_bytes: int | None = None  # the same less weights and optimizer states
+    reason: str | None = None  # why it was not measured
+
+    @classmethod
+    def timed(cls, seconds: list[float], tokens: int, **more) -> "ScalingPoint":
+        median = statistics.median(seconds)
+        return cls(
+            tokens=tokens, seconds=seconds, median_seconds=median, quartiles_seconds=quartiles(seconds),
+            tokens_per_second=tokens / median, **more,
+        )  # fmt: skip
+
+
+class Fit(Part):
+    """quantity = c * x ** exponent, by least squares of the logarithms over the points that were measured."""
+
+    series: str
+    arm: str
+    quantity: Literal["seconds", "peak_tensor_bytes", "above_resident_bytes"]
+    exponent: float | None  # null of fewer than three points
+    points: int
+    worst_relative_residual: float | None  # of one point: |measured / fitted - 1|
+
+
+class Cause(Part):
+    """A part of the time of one token, decoded at batch 1 by a 4-bit model with an adapter.
+
+    The parts of an arm that are known add up to its measured time, since "everything else" is the rest.
+    """
+
+    arm: str  # nf4dq_adapter.stock, nf4dq_adapter.fast; nf4dq_adapter.stock_unfused where stock's product is fused
+    cause: Literal["dequantization", "adapter products", "memory traffic", "everything else"]
+    seconds_per_token: float | None
+    what: str  # how it was measured, or why not
+
+
 class Ratio(Part):
     value: float | None  # median; null where a side was not measured
     quartiles: tuple[float, float] | None = None
@@ -70,18 +118,29 @@ class Limits(Part):
     decode: dict[str, DecodeLimit] = Field(default_factory=dict)  # fp32, nf4dq_adapter
 
 
-class Numerics(Part):
-    """Ours against the stock stack at identical weights."""
+class GreedyAgreement(Part):
+    """Our decoder's tokens against the first choice of the stock forward after the same tokens."""
 
-    loss_stock: float
-    loss_relative_difference: float  # of one step, dropout 0
-    gradient_relative_difference: float  # ||ours - stock|| / ||stock||, over all adapters
-    worst_gradient_relative_difference: float  # of one matrix
-    worst_gradient: str  # its name
-    loss_error: dict[str, float]  # stock, fast: relative, against fp64
-    gradient_error: dict[str, float]  # stock, fast: ||g - fp64|| / ||fp64||
-    perplexity_relative_difference: dict[str, float] = Field(default_factory=dict)
-    equal_tokens: dict[str, int | None] = Field(default_factory=dict)  # greedy tokens until the first that differs
+    texts: int
+    tokens: int  # in all texts
+    equal: int
+    gaps_where_not: list[float]  # between the stock forward's two best logits
+
+
+class Numerics(Part):
+    """Ours against the stock stack at identical weights; null or empty where that part was not run."""
+
+    loss_stock: float | None = None
+    loss_relative_difference: float | None = None  # of one step, dropout 0
+    gradient_relative_difference: float | None = None  # ||ours - stock|| / ||stock||, over all adapters
+    worst_gradient_relative_difference: float | None = None  # of one matrix
+    worst_gradient: str | None = None  # its name
+    loss_error: dict[str, float] = Field(default_factory=dict)  # stock, fast: relative, against fp64
+    gradient_error: dict[str, float] = Field(default_factory=dict)  # stock, fast: ||g - fp64|| / ||fp64||
+    perplexity_relative_difference: dict[str, float] = Field(default_factory=dict)  # of the part perplexity
+    loss_relative_differences: list[float] = Field(default_factory=list)  # of each step of a training with dropout 0
+    greedy: GreedyAgreement | None = None
+    equal_tokens: dict[str, int | None] = Field(default_factory=dict)  # decode: greedy ones until the first that differs
 
 
 class BenchProvenance(Part):
@@ -109,13 +168,17 @@ class BenchRecord(Part):
     measurements: list[Measurement]
     limits: Limits
     numerics: Numerics
+    scaling: list[ScalingPoint] = Field(default_factory=list)
+    fits: list[Fit] = Field(default_factory=list)
+    causes: list[Cause] = Field(default_factory=list)
     ratio_details: dict[str, Ratio]
     provenance: BenchProvenance
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True, protected_namespaces=())
 
-    def measurement(self, name: str) -> Measurement:
-        return next(m for m in self.measurements if m.name == name)
+    def measurement(self, name: str) -> Measurement | None:
+        """None of a part that was not run."""
+        return next((m for m in self.measurements if m.name == name), None)
 
     @property
     def shapes(self) -> list[str]:

@@ -1,15 +1,18 @@
 """Training steps, stock against ours: QLoRA and full fine-tuning, seconds and peak tensor bytes.
 
-How it works: a step is a plain loop of forward with labels, backward, gradient clipping, optimizer and zero_grad.
-That is what transformers' Trainer runs for one: its loss is the model's own (dividing by the number of scored labels,
-which windows without padding all have), `accelerator.backward` and `clip_grad_norm_` are torch's in fp32, and
-its `adamw_8bit` and `adamw_torch` are the optimizers used here (the tests hold the losses of both loops equal).
-What Trainer adds, the data loader, call-backs and logging, is the same for both sides and left out of both.
+How it works: a step is `transformers.Trainer.training_step` (the model's forward with its loss, divided by the number
+of scored labels, and accelerate's backward), followed by what Trainer's loop does next: torch's gradient clipping, the
+optimizer's step, and gradients dropped. Write-ups train so, and so does `qlora_lib.training`, which gives the same Trainer
+a model with the fast path installed and another 8-bit optimizer. So both sides pay what their user pays. In fp32 Trainer
+changes nothing about the model: accelerate converts outputs in mixed precision only. Left out of both sides alike are
+Trainer's data loader, call-backs, schedule and logging; the tests hold the losses equal to those of the whole loop and
+to those of a step written by hand.
 
 Stock and ours share one model: `install` and `uninstall` exchange forwards only, between the timed steps. Each
 arm first runs one step that makes its optimizer's states and one that is metered; neither is timed.
 """
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +21,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 import numpy as np
 import torch
+from transformers import Trainer, TrainingArguments
 
 from qlora_lib.bench.loading import training_model
 from qlora_lib.bench.record import Measurement
@@ -26,7 +30,7 @@ from qlora_lib.bench.settings import BenchSettings, Shape
 from qlora_lib.data import pack, training_order
 from qlora_lib.errors import QloraError
 from qlora_lib.fast.install import install, uninstall
-from qlora_lib.fast.optimizer import GroupedAdamW8bit
+from qlora_lib.fast.optimizer import FusedAdamW8bit
 from qlora_lib.metrics.memory import StepMeter, training_resident_bytes
 from qlora_lib.metrics.sizes import model_bytes
 from qlora_lib.study import say
@@ -36,7 +40,7 @@ MAX_GRAD_NORM = 1.0
 UNTIMED = 2  # steps of an arm before its first timed one
 WORDS = {
     "qlora": "QLoRA, NF4 with double quantization, 8-bit AdamW", "full": "full fine-tuning, AdamW",
-    "stock": "transformers + PEFT + bitsandbytes", "fast": "qlora_lib",
+    "stock": "transformers' Trainer + PEFT + bitsandbytes", "fast": "qlora_lib",
 }  # fmt: skip
 
 
@@ -45,12 +49,17 @@ class Arm:
     method: str  # qlora or full
     whose: str  # stock or fast
     model: torch.nn.Module
+    trainer: Trainer
     parameters: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
 
     @property
     def name(self) -> str:
         return f"{self.method}.{self.whose}"
+
+    @property
+    def what(self) -> str:
+        return f"{WORDS[self.method]}: {WORDS[self.whose]}"
 
     def enter(self) -> None:
         """Put the model's forwards into place."""
@@ -60,28 +69,48 @@ class Arm:
 
     def step(self, ids: torch.Tensor) -> float:
         """One optimizer step on ids [B, T]; its loss."""
-        loss = self.model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        labels = ids.clone()
+        labels[:, 0] = -100  # Trainer divides by the number of labels, the model scores all but the first
+        try:
+            items = (labels != -100).sum()
+            loss = self.trainer.training_step(self.model, {"input_ids": ids, "labels": labels}, items)
+            torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
+            self.optimizer.step()
+        finally:  # where memory ran out, too
+            self.optimizer.zero_grad()
         return loss.item()
+
+
+def make_trainer(model) -> Trainer:
+    """A plain Trainer for fp32 on the CPU, of which single steps are used: no data, logs or checkpoints."""
+    with tempfile.TemporaryDirectory() as folder:  # Trainer makes its folder, and writes nothing there
+        arguments = TrainingArguments(
+            output_dir=folder, max_steps=1, use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, label_names=["labels"],
+        )  # fmt: skip
+        return Trainer(model=model, args=arguments)
 
 
 def make_arms(path: Path, settings: BenchSettings) -> list[Arm]:
     """Stock and ours of QLoRA and of full fine-tuning, in the order of a round."""
-    arms = []
-    for method in ("qlora", "full"):
-        model = training_model(path, method, settings.lora, settings.seed)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        rate = LEARNING_RATE[method]
-        if method == "full":  # the same optimizer, so the same states
-            stock = fast = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-        else:
-            stock = bnb.optim.AdamW(parameters, lr=rate, weight_decay=0.0, optim_bits=8)
-            fast = GroupedAdamW8bit(parameters, lr=rate, weight_decay=0.0, optim_bits=8)
-        arms += [Arm(method, "stock", model, parameters, stock), Arm(method, "fast", model, parameters, fast)]
-    return arms
+    return [
+        arm
+        for method in ("qlora", "full")
+        for arm in arms_of(training_model(path, method, settings.lora, settings.seed), method)
+    ]
+
+
+def arms_of(model, method: str) -> list[Arm]:
+    """Stock and ours on one model."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rate = LEARNING_RATE[method]
+    if method == "full":  # the same optimizer, so the same states
+        stock = fast = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    else:
+        stock = bnb.optim.AdamW(parameters, lr=rate, weight_decay=0.0, optim_bits=8)
+        fast = FusedAdamW8bit(parameters, lr=rate, weight_decay=0.0, optim_bits=8)
+    trainer = make_trainer(model)
+    return [Arm(method, whose, model, trainer, parameters, o) for whose, o in (("stock", stock), ("fast", fast))]
 
 
 def measure_training(path: Path, tokens: np.ndarray, settings: BenchSettings) -> list[Measurement]:
@@ -97,7 +126,10 @@ def measure_training(path: Path, tokens: np.ndarray, settings: BenchSettings) ->
 def _at_shape(arms: list[Arm], tokens: np.ndarray, shape: Shape, settings: BenchSettings) -> Iterator[Measurement]:
     say(f"training, {shape.batch} x {shape.length} tokens a step: memory")
     batches = batches_of(tokens, shape, UNTIMED + settings.repeats, settings.seed)
-    peaks = {arm.name: _metered(arm, batches, settings.seed) for arm in arms}
+    peaks = {}
+    for arm in arms:
+        resident, above = metered_step(arm, batches, settings.seed)
+        peaks[arm.name] = resident + above
 
     def run(arm: Arm, i: int) -> None:
         arm.step(batches[UNTIMED + i])
@@ -109,7 +141,7 @@ def _at_shape(arms: list[Arm], tokens: np.ndarray, shape: Shape, settings: Bench
     seconds = in_turns({a.name: partial(run, a) for a in arms}, settings.repeats, {a.name: partial(ready, a) for a in arms})
     for arm in arms:
         yield Measurement.timed(
-            f"training.{shape}.{arm.name}", f"{WORDS[arm.method]}: {WORDS[arm.whose]}", shape.tokens, seconds[arm.name],
+            f"training.{shape}.{arm.name}", arm.what, shape.tokens, seconds[arm.name],
             peak_tensor_bytes=peaks[arm.name], model_bytes=model_bytes(arm.model).total,
         )  # fmt: skip
 
@@ -126,13 +158,16 @@ def batches_of(tokens: np.ndarray, shape: Shape, count: int, seed: int) -> list[
     return [torch.from_numpy(windows[rows].astype(np.int64)) for rows in order]
 
 
-def _metered(arm: Arm, batches: list[torch.Tensor], seed: int) -> int:
-    """Peak tensor bytes of an arm's second step."""
+def metered_step(arm: Arm, batches: list[torch.Tensor], seed: int) -> tuple[int, int]:
+    """(bytes of weights and optimizer states, peak bytes of all other tensors) of a second step."""
     arm.enter()
     torch.manual_seed(seed)
     arm.step(batches[0])
     resident = training_resident_bytes(arm.model, arm.optimizer)
     meter = StepMeter()
     meter.start()
-    arm.step(batches[1])
-    return resident + meter.stop()
+    try:
+        arm.step(batches[1])
+    finally:
+        above = meter.stop()
+    return resident, above

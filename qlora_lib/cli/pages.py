@@ -41,7 +41,7 @@ def run(profile, only, solutions, force, as_json) -> None:
 @click.option("--committed", is_flag=True, help="Draw the pages from the records in the repository; train nothing.")
 @json_option
 def report(profile, force, no_notebooks, committed, as_json) -> None:
-    """Run what is missing, then figures, PDF and HTML.
+    """Run what is missing, then figures, PDF and HTML; ends with where the time went.
 
     \b
     Examples:
@@ -55,8 +55,6 @@ def report(profile, force, no_notebooks, committed, as_json) -> None:
     if as_json:
         print_json(outcome.to_dict())
         return
-    for stage, seconds in outcome.stage_seconds.items():
-        click.echo(f"{stage:<12} {seconds:7.1f} s")
     click.echo(f"report: {outcome.pdf}")
 
 

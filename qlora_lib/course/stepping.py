@@ -1,9 +1,9 @@
 """One training step, measured: what autograd saves, how memory rises and falls, how long it takes.
 
-How it works: the model is built by the same functions as an arm of the study, always on the CPU and in
-32 bits, where every byte can be accounted for. Saved tensors are seen by autograd's hooks and counted once
-by their storage; the course of memory comes from the events of the allocator (`StepMeter`), which are kept
-here in place of their highest sum alone.
+How it works: the model is built by the same functions as an arm of the study, but always of the stock stack, on
+the CPU and in 32 bits, where every byte can be accounted for; the lesson itself puts the fast path into it. Saved
+tensors are seen by autograd's hooks and counted once by their storage; the course of memory comes from the events
+of the allocator (`StepMeter`), which are kept here in place of their highest sum alone.
 """
 
 import gc
@@ -24,8 +24,11 @@ from qlora_lib.training import choose_optimizer
 PHASES = ("forward", "backward", "optimizer")
 
 
-def method_of(settings: Settings, name: str) -> Method:
-    """The settings of an arm in the terms of `anatomy`, with the optimizer that runs on a CPU."""
+def method_of(settings: Settings, name: str, fast: bool = False) -> Method:
+    """The settings of an arm in the terms of `anatomy`, with the optimizer that runs on a CPU.
+
+    fast: with the forwards of qlora_lib.fast in place of the stock stack's.
+    """
     ran, _ = choose_optimizer(settings.train.optimizer, "cpu")
     adapters = {} if name == "full" else {"rank": settings.lora.rank, "dropout": settings.lora.dropout}
     return Method(
@@ -33,12 +36,13 @@ def method_of(settings: Settings, name: str) -> Method:
         four_bit=settings.quantization.format == "nf4",
         optimizer_bits=8 if "8bit" in ran else 32,
         checkpointing=settings.train.gradient_checkpointing,
+        fast=fast,
         **adapters,
     )
 
 
 def build(path, method: str, settings: Settings):
-    """(model, optimizer) as an arm of this method has them; `path` is a transformers folder."""
+    """(model, optimizer) as an arm of this method has them with the stock stack; `path` is a transformers folder."""
     dtype = models.weight_dtype(method, DType("fp32", "every byte can be accounted for"))
     model = models.load_base(path, settings.quantization, dtype, "cpu")
     model = models.prepare_for_training(model, method, settings.train.gradient_checkpointing)

@@ -1,17 +1,19 @@
 """Greedy and sampled decoding on a CPU with weights that stay in four bits.
 
-How it works: transformers reads the prompt; its keys and values are copied into a cache of fixed size, and
-from there on every token is one compiled call (kernels.py) on the very tensors of the model. `Decoder.of`
+How it works: transformers reads the prompt, unless it is short; its keys and values are copied into a cache of fixed size,
+and from there on every token is one compiled call (kernels.py) on the very tensors of the model. `Decoder.of`
 says None for a model that the kernels do not know: another device or dtype, another architecture, 8-bit layers,
 a sliding window, an adapter that is not plain LoRA; the caller then uses transformers' `generate`.
 """
 
-import numba
 import numpy as np
 import torch
 
 from qlora_lib.fast import kernels as k
-from qlora_lib.fast.install import FAMILIES, plain
+from qlora_lib.fast.install import FAMILIES, end_tokens, installed, plain
+from qlora_lib.fast.threads import use_torchs_threads
+
+SHORT = 8  # tokens of a prompt that are read one by one
 
 
 class Decoder:
@@ -36,9 +38,8 @@ class Decoder:
         self.embedding = _array(base.get_input_embeddings().weight)  # [vocabulary, hidden]
         self.head = _array(base.get_output_embeddings().weight)
         self.rotary = inner.rotary_emb
-        ends = model.generation_config.eos_token_id
-        self.ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)  # tokens that end a text
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        self.ends = end_tokens(model)
+        use_torchs_threads()
 
     @classmethod
     def of(cls, model) -> "Decoder | None":
@@ -49,6 +50,8 @@ class Decoder:
             return None
         if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
             return None
+        if (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope"):
+            return None  # their angles change with the length of the text
         if any(p.device.type != "cpu" for p in base.parameters()) or base.get_input_embeddings().weight.dtype != torch.float32:
             return None
         rows, keep = [], []
@@ -63,16 +66,9 @@ class Decoder:
     @torch.inference_mode()
     def start(self, ids: torch.Tensor, capacity: int) -> np.ndarray:
         """Read the prompt ids [1, T]; logits [vocabulary] for the next token. `capacity`: tokens in all."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
         layers, length = len(self.modules), ids.shape[1]
         shape = (layers, self.kv_heads, capacity, self.head_dim)
         self.keys, self.values = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        for i, layer in enumerate(cache.layers):
-            self.keys[i, :, :length] = layer.keys[0].numpy()
-            self.values[i, :, :length] = layer.values[0].numpy()
         positions = torch.arange(capacity).unsqueeze(0)
         cosine, sine = self.rotary(torch.zeros(1, dtype=torch.float32), positions)
         self.cosine, self.sine = _array(cosine[0]), _array(sine[0])
@@ -81,18 +77,39 @@ class Decoder:
         self.h = np.empty((3, max(1, int(self.modules[..., k.RANK].max()))), np.float32)
         self.scores = np.empty((self.heads, capacity), np.float32)
         self.logits = np.empty(len(self.head), np.float32)
-        self.position = length
+        self.position = 0
+        return self._read_short(ids[0].tolist()) if length <= SHORT else self._read_long(ids)
+
+    def _read_short(self, tokens: list[int]) -> np.ndarray:
+        """A few tokens one by one: sooner than turning all 4-bit weights back for them."""
+        for token in tokens[:-1]:
+            self._token(token, self.logits[:0])
+        return self.step(tokens[-1])
+
+    def _read_long(self, ids: torch.Tensor) -> np.ndarray:
+        """Many tokens at once, by transformers; keys and values are copied over."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        with installed(self.model):
+            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+        self.position = ids.shape[1]
+        for i, layer in enumerate(cache.layers):
+            self.keys[i, :, : self.position] = layer.keys[0].numpy()
+            self.values[i, :, : self.position] = layer.values[0].numpy()
         return logits.float().numpy()
 
     def step(self, token: int) -> np.ndarray:
         """Read one more token; logits [vocabulary] for the next, in a buffer that the next call overwrites."""
-        x = self.embedding[token].copy()
+        self._token(token, self.logits)
+        return self.logits
+
+    def _token(self, token: int, logits: np.ndarray) -> None:
         k.token(
-            x, self.position, self.modules, self.norms, self.head_norms, self.final_norm, self.epsilon, self.head,
-            self.cosine, self.sine, self.keys, self.values, self.scale, self.scratch, self.h, self.scores, self.logits,
+            self.embedding[token].copy(), self.position, self.modules, self.norms, self.head_norms, self.final_norm, self.epsilon, self.head,
+            self.cosine, self.sine, self.keys, self.values, self.scale, self.scratch, self.h, self.scores, logits,
         )  # fmt: skip
         self.position += 1
-        return self.logits
 
 
 def _norms(layer):

@@ -6,6 +6,7 @@ class has to be rewritten. Whatever the functions of layers.py do not cover (sev
 disabled one, DoRA, an input of another dtype than the adapter's without autocast) runs the old forward.
 """
 
+from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 
@@ -26,7 +27,7 @@ def plain(model):
 def install(model) -> list[str]:
     """Replace forwards in place; what was replaced, one word a kind, or nothing for a model that is not known."""
     base = plain(model)
-    if getattr(base.config, "model_type", None) not in FAMILIES:
+    if getattr(getattr(base, "config", None), "model_type", None) not in FAMILIES:
         return []
     _replace(base, _causal_lm)
     done = ["loss", "norms", "rotations"]
@@ -56,6 +57,18 @@ def uninstall(model) -> None:
             del module.__dict__["before_fast"], module.__dict__["forward"]
 
 
+@contextmanager
+def installed(model):
+    """The fast forwards inside a `with`; those of before afterwards."""
+    if "before_fast" in plain(model).__dict__ or not install(model):
+        yield
+        return
+    try:
+        yield
+    finally:
+        uninstall(model)
+
+
 def _replace(module, forward, *given) -> None:
     if "before_fast" not in module.__dict__:
         object.__setattr__(module, "before_fast", module.forward)
@@ -64,21 +77,42 @@ def _replace(module, forward, *given) -> None:
         object.__setattr__(module, "forward", bound)
 
 
-CHANGES_LOGITS = ("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "min_length")
+CHANGES_LOGITS = (
+    "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "min_length",
+    "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "guidance_scale",
+)  # fmt: skip
+WORTH_COMPILING = 500  # tokens: torch.compile takes up to a minute on a GPU
 
 
-def fast_decoder(model):
-    """The compiled decoder for this model, or None: where it does not apply, where numba is not installed, or where
-    the model's own settings change logits before a token is chosen (a penalty of repetitions, forbidden words)."""
+def fast_decoder(model, new_tokens: int | None = None):
+    """A decoder for this model, or None, where transformers' `generate` is to be used.
+
+    On a CPU it is the compiled one (decoder.py), on CUDA, for many tokens or an unknown number, the one with a static
+    cache (static.py). None where neither applies, where numba is not installed, or where the model's own settings change
+    logits before a token is chosen (a penalty of repetitions, forbidden words).
+    """
     config = getattr(model, "generation_config", None)
     penalty = getattr(config, "repetition_penalty", None)
     if penalty not in (None, 1.0) or any(getattr(config, key, None) for key in CHANGES_LOGITS):
         return None
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    if device == "cuda":
+        if getattr(plain(model).config, "model_type", None) not in FAMILIES or (new_tokens or WORTH_COMPILING) < WORTH_COMPILING:
+            return None
+        from qlora_lib.fast.static import StaticDecoder
+
+        return StaticDecoder(model)
     try:
         from qlora_lib.fast.decoder import Decoder
     except ImportError:
         return None
     return Decoder.of(model)
+
+
+def end_tokens(model) -> list[int]:
+    """Ids of the tokens that end a text."""
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 # --- the new forwards -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import math
 import numpy as np
 from numba import carray, njit, prange
 
-from qlora_lib.fast.simd import WIDTH, dot_4bit, pointer
+from qlora_lib.fast.simd import ROWS, WIDTH, dot_4bit_row, dot_4bit_rows, pointer
 
 # Columns that describe a linear module (int64; addresses of fp32 unless said otherwise).
 FORMAT, WEIGHT, ABSMAX, LEVELS, INPUTS, OUTPUTS, BLOCK, A, B, RANK, BIAS = range(11)
@@ -63,46 +63,72 @@ def adapt(module, x, h):
 
 
 @njit(**COMPILE)
-def row(module, i, x, even, odd, h):
-    """Element i of W x + B h + bias."""
+def rows(module, first, count, x, even, odd, h, out):
+    """`count` elements of W x + B h + bias from the first on, into out [count]."""
     n = module[INPUTS]
     if module[FORMAT] == FOUR_BIT:
         blocks, steps = n // module[BLOCK], module[BLOCK] // (2 * WIDTH)
-        y = dot_4bit(
-            module[WEIGHT] + i * (n // 2), module[ABSMAX] + 4 * i * blocks, even.ctypes.data, odd.ctypes.data,
-            module[LEVELS], blocks, steps,
-        )  # fmt: skip
+        codes, absmax = module[WEIGHT] + first * (n // 2), module[ABSMAX] + 4 * first * blocks
+        inputs = even.ctypes.data, odd.ctypes.data
+        if count == ROWS:
+            dot_4bit_rows(codes, absmax, inputs[0], inputs[1], module[LEVELS], blocks, steps, out.ctypes.data)
+        else:
+            for i in range(count):
+                dot_4bit_row(
+                    codes + i * (n // 2), absmax + 4 * i * blocks, inputs[0], inputs[1], module[LEVELS], blocks, steps,
+                    out.ctypes.data + 4 * i,
+                )  # fmt: skip
     else:
-        y = dot(floats(module[WEIGHT] + 4 * n * i, n), x, n)
+        for i in range(count):
+            out[i] = dot(floats(module[WEIGHT] + 4 * n * (first + i), n), x, n)
     rank = module[RANK]
-    if rank:
-        y += dot(floats(module[B] + 4 * rank * i, rank), h, rank)
-    if module[BIAS]:
-        y += floats(module[BIAS] + 4 * i, 1)[0]
-    return y
+    for i in range(count):
+        if rank:
+            out[i] += dot(floats(module[B] + 4 * rank * (first + i), rank), h, rank)
+        if module[BIAS]:
+            out[i] += floats(module[BIAS] + 4 * (first + i), 1)[0]
 
 
 @njit(**COMPILE)
-def place(modules, i):
-    """(module, row in it) of output i, counted over all modules."""
-    m = 0
-    while i >= modules[m, OUTPUTS]:
-        i -= modules[m, OUTPUTS]
+def place(modules, group):
+    """(module, first row in it, outputs of the modules before) of a group of rows, counted over all modules."""
+    m, before = 0, 0
+    while group >= -(-modules[m, OUTPUTS] // ROWS):
+        group -= -(-modules[m, OUTPUTS] // ROWS)
+        before += modules[m, OUTPUTS]
         m += 1
-    return m, i
+    return m, group * ROWS, before
 
 
 @njit(parallel=True, **COMPILE)
 def products(modules, x, even, odd, h, out):
     """Several modules on one input: their outputs one after another in `out`; h is scratch [modules, rank]."""
     split(x, modules[0, INPUTS], even, odd)
-    total = 0
+    groups = 0
     for m in range(modules.shape[0]):
         adapt(modules[m], x, h[m])
-        total += modules[m, OUTPUTS]
-    for i in prange(total):
-        m, j = place(modules, i)
-        out[i] = row(modules[m], j, x, even, odd, h[m])
+        groups += -(-modules[m, OUTPUTS] // ROWS)
+    for i in prange(groups):
+        m, first, before = place(modules, i)
+        count = min(ROWS, modules[m, OUTPUTS] - first)
+        rows(modules[m], first, count, x, even, odd, h[m], out[before + first : before + first + count])
+
+
+@njit(parallel=True, **COMPILE)
+def gated(modules, x, even, odd, h, out):
+    """silu(gate) * up of one input, [inner]; modules: gate's and up's; h is scratch [2, rank]."""
+    split(x, modules[0, INPUTS], even, odd)
+    for m in range(2):
+        adapt(modules[m], x, h[m])
+    inner = modules[0, OUTPUTS]
+    for i in prange(-(-inner // ROWS)):
+        first = i * ROWS
+        count = min(ROWS, inner - first)
+        gate, up = out[first : first + count], np.empty(ROWS, np.float32)
+        rows(modules[0], first, count, x, even, odd, h[0], gate)
+        rows(modules[1], first, count, x, even, odd, h[1], up)
+        for j in range(count):
+            gate[j] = gate[j] / (1 + math.exp(-gate[j])) * up[j]
 
 
 @njit(parallel=True, **COMPILE)
@@ -154,7 +180,7 @@ def token(
     modules: int64 [layers, 7, columns]; norms: [layers, 2, hidden], before attention and before the MLP;
     head_norms: [layers, 2, d] of queries and keys, or empty; head: [vocabulary, hidden];
     cosine, sine: [positions, d]; keys, values: [layers, kv heads, capacity, d];
-    scratch: [6, widest]; h: [3, rank]; scores: [heads, capacity].
+    scratch: [6, widest]; h: [3, rank]; scores: [heads, capacity]. With empty logits only the cache is written.
     """
     layers, hidden, d = modules.shape[0], x.size, keys.shape[3]
     normed, wide, even, odd, mixed, narrow = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4], scratch[5]
@@ -180,16 +206,13 @@ def token(
         for i in range(hidden):
             x[i] += narrow[i]
         normalize(x, norms[layer, 1], epsilon, normed[:hidden])
-        products(m[4:6], normed, even, odd, h, wide)
-        inner = m[4, OUTPUTS]
-        for i in range(inner):
-            gate = wide[i]
-            mixed[i] = gate / (1 + math.exp(-gate)) * wide[inner + i]
+        gated(m[4:6], normed, even, odd, h, mixed)
         products(m[6:7], mixed, even, odd, h, narrow)
         for i in range(hidden):
             x[i] += narrow[i]
-    normalize(x, final_norm, epsilon, normed[:hidden])
-    dense_product(head, normed[:hidden], logits)
+    if logits.size:
+        normalize(x, final_norm, epsilon, normed[:hidden])
+        dense_product(head, normed[:hidden], logits)
 
 
 # --- training: the optimizer ----------------------------------------------------------------------

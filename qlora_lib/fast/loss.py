@@ -44,6 +44,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden[at] = ((slope @ weight) / sums).to(hidden.dtype)  # autocast may have made it 16-bit
                 if needs_weight:
                     grad_weight.addmm_(slope.T, some / sums.to(some.dtype))
+            del logits, slope  # before the next rows' are made
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 

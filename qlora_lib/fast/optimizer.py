@@ -8,7 +8,7 @@ kernel a matrix and needs none of this.
 """
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import bitsandbytes as bnb
 import numpy as np
@@ -19,7 +19,7 @@ BINS = 65_536  # of [-1, 1], each with its code (bitsandbytes' quantization on a
 ADDRESSES = ("state1", "state2", "absmax1", "absmax2")
 
 
-class GroupedAdamW8bit(bnb.optim.AdamW):
+class FusedAdamW8bit(bnb.optim.AdamW):
     """bitsandbytes' AdamW with 8-bit states; on a CPU with numba, all fp32 matrices are updated in one call."""
 
     @torch.no_grad()
@@ -71,12 +71,15 @@ class GroupedAdamW8bit(bnb.optim.AdamW):
         )  # fmt: skip
 
 
+@cache
 def _kernel():
     """The compiled update, or None where numba is not installed."""
     try:
         from qlora_lib.fast.kernels import adamw_8bit
+        from qlora_lib.fast.threads import use_torchs_threads
     except ImportError:
         return None
+    use_torchs_threads()
     return adamw_8bit
 
 

@@ -1,7 +1,8 @@
 """One figure of a bench record: stock against ours, and what the machine allows.
 
 How it works: a row is one method at one shape, or one model that decodes; its bars are the stock stack and this
-library, its dashed line is the limit that matrix products or reading the weights set. Whiskers are quartiles.
+library, its dashed line is the limit that matrix products or reading the weights set. Whiskers are quartiles. A
+part that was not run is drawn as not measured.
 """
 
 import textwrap
@@ -35,7 +36,7 @@ def draw_bench(record: BenchRecord) -> style.Figure:
     speed = lambda m: (m.tokens_per_second, _speeds(m))  # noqa: E731
     peak = style.bytes_unit([m.peak_tensor_bytes for m in record.measurements])
     with style.page_style():
-        figure = _framed(record, 2.9 + 0.95 * max(len(trained), len(DECODED)))
+        figure = framed(record, record.settings["repeats"], 2.9 + 0.95 * max(len(trained), len(DECODED)))
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1, 1.15))
         limits = {name: limit.tokens_per_second for name, limit in record.limits.training.items()}
         _rows(left, trained, {k: _sides(by_name, f"training.{k}") for k in trained}, speed, limits)
@@ -47,7 +48,7 @@ def draw_bench(record: BenchRecord) -> style.Figure:
         middle.set_xlabel(f"peak of all tensors, {peak.name}\nless is better")
         limits = {name: limit.tokens_per_second for name, limit in record.limits.decode.items()}
         sides = {k: _sides(by_name, f"decode.{k}") for k in DECODED if k != "llama_cpp"}
-        sides["llama_cpp"] = {"alone": by_name["decode.llama_cpp"]}
+        sides["llama_cpp"] = {"alone": by_name.get("decode.llama_cpp")}
         _rows(right, DECODED, sides, speed, limits)
         right.set_title("(c) Decoding, batch 1")
         right.set_xlabel("new tokens/s\nmore is better")
@@ -64,12 +65,15 @@ def bench_alt(record: BenchRecord) -> str:
         memory = f", peak {style.number(m.peak_tensor_bytes / 2**20)} MiB" if m.peak_tensor_bytes else ""
         return f"{m.name} {style.number(m.tokens_per_second)} tokens/s{memory}"
 
-    shown = [m for m in record.measurements if m.part != "perplexity"]
-    return f"Three panels of bars, stock against qlora_lib: {'; '.join(map(said, shown))}."
+    shown = [said(m) for m in record.measurements if m.part != "perplexity"]
+    shown += [
+        f"{part} {NOT_MEASURED}" for part in ("training", "decode") if not any(m.part == part for m in record.measurements)
+    ]
+    return f"Three panels of bars, stock against qlora_lib: {'; '.join(shown)}."
 
 
-def _sides(by_name: dict[str, Measurement], row: str) -> dict[str, Measurement]:
-    return {whose: by_name[f"{row}.{whose}"] for whose in LOOKS}
+def _sides(by_name: dict[str, Measurement], row: str) -> dict[str, Measurement | None]:
+    return {whose: by_name.get(f"{row}.{whose}") for whose in LOOKS}
 
 
 def _speeds(m: Measurement) -> tuple[float, float] | None:
@@ -77,11 +81,13 @@ def _speeds(m: Measurement) -> tuple[float, float] | None:
     return m.quartiles_seconds and (m.tokens / m.quartiles_seconds[1], m.tokens / m.quartiles_seconds[0])
 
 
-def _rows(axes, labels: dict[str, str], sides: dict[str, dict[str, Measurement]], value_of, limits: dict[str, float]) -> None:
+def _rows(
+    axes, labels: dict[str, str], sides: dict[str, dict[str, Measurement | None]], value_of, limits: dict[str, float]
+) -> None:
     """Bars of each row, value beside them, and the row's limit."""
     for y, name in enumerate(labels):
         for whose, m in sides[name].items():
-            value, spread = value_of(m)
+            value, spread = value_of(m) if m else (None, None)
             at = y + {"stock": -HALF, "fast": HALF, "alone": 0.0}[whose]
             if value is None:
                 axes.annotate(
@@ -102,17 +108,17 @@ def _rows(axes, labels: dict[str, str], sides: dict[str, dict[str, Measurement]]
             axes.plot([limits[name]] * 2, [y - 0.45, y + 0.45], **LIMIT)
     axes.set_yticks(range(len(labels)), list(labels.values()))
     axes.set_ylim(len(labels) - 0.45, -0.55)
-    axes.set_xlim(0, 1.2 * axes.get_xlim()[1])
+    axes.set_xlim(0, 1.2 * axes.get_xlim()[1])  # room for the values
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=4)
 
 
-def _framed(record: BenchRecord, height: float) -> style.PageFigure:
+def framed(record: BenchRecord, repeats: int, height: float) -> style.PageFigure:
     """An empty figure (height in cm) with a footer that names model, data and machine."""
     p = record.provenance
     foot = (
         f"Model: {record.model.name} · data: {record.data.name} · machine: {p.cpu}, {p.threads} threads · fp32 · "
-        f"allocator: {p.allocator} · {record.settings['repeats']} alternating repeats, medians"
+        f"allocator: {p.allocator} · {repeats} alternating repeats, medians"
     )
     if record.settings["quick"]:
         foot += " · a quick run: its numbers mean nothing"

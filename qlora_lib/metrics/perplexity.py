@@ -8,19 +8,23 @@ strided protocol: Hugging Face, "Perplexity of fixed-length models".
 """
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.fast.install import installed
 
 PLAIN_HEAD = ("llama", "mistral", "qwen2", "qwen3")  # logits are head(hidden), with nothing after it
 LOGITS_AT_ONCE = 256  # positions; 256 x 49,152 fp32 logits are 48 MiB
 
 
-def perplexity(model, token_ids, context: int = 512, stride: int = 512, batch_size: int = 1, progress=False) -> dict:
-    """Perplexity of `token_ids` ([tokens], any integer sequence) under `model`.
+def perplexity(
+    model, token_ids, context: int = 512, stride: int = 512, batch_size: int = 1, progress=False, fast: bool = True
+) -> dict:
+    """Perplexity of `token_ids` ([tokens], any integer sequence) under `model`; `fast`: on the forwards of qlora_lib.fast.
 
     Returns:
         perplexity: exp of the mean negative log-likelihood over the scored tokens.
@@ -48,13 +52,14 @@ def perplexity(model, token_ids, context: int = 512, stride: int = 512, batch_si
     was_training = model.training
     model.eval()
     try:
-        for group in _progress(list(_batches(spans, batch_size)), progress):
-            batch = torch.stack([ids[begin:end] for begin, end, _ in group]).to(device)  # [B, T]
-            nll = token_nll(model, batch).cpu()  # [B, T-1]
-            for row, (begin, end, new) in zip(nll, group):
-                scored = row[max(new - begin - 1, 0) :]  # position t-1 of `row` scores token t
-                sums.append(scored.double().sum().item())
-                counts.append(len(scored))
+        with installed(model) if fast else nullcontext():
+            for group in _progress(list(_batches(spans, batch_size)), progress):
+                batch = torch.stack([ids[begin:end] for begin, end, _ in group]).to(device)  # [B, T]
+                nll = token_nll(model, batch).cpu()  # [B, T-1]
+                for row, (begin, end, new) in zip(nll, group):
+                    scored = row[max(new - begin - 1, 0) :]  # position t-1 of `row` scores token t
+                    sums.append(scored.double().sum().item())
+                    counts.append(len(scored))
     finally:
         model.train(was_training)
     mean = math.fsum(sums) / sum(counts)

@@ -17,8 +17,8 @@ from qlora_lib.fast.install import fast_decoder
 from qlora_lib.records import Generation
 
 
-def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int, fast: bool = False) -> Generation:
-    """Time greedy decoding on one prompt by `model.generate`, or with `fast` by the decoder of qlora_lib.fast where it applies."""
+def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int, fast: bool = True) -> Generation:
+    """Time greedy decoding on one prompt by a decoder of qlora_lib.fast where one applies, or else by `model.generate`."""
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     prompt_tokens = inputs["input_ids"].shape[1]
     if prompt_tokens == 0:
@@ -28,8 +28,11 @@ def decode_speed(model, tokenizer, prompt: str, new_tokens: int, repeats: int, f
     model.config.use_cache = True
     try:
         decoder = fast_decoder(model) if fast else None
-        work = partial(_generate, model, tokenizer, inputs) if decoder is None else partial(_decode, decoder, inputs)
-        work(min(4, new_tokens))  # warm-up
+        if decoder is None:
+            work = partial(_generate, model, tokenizer, inputs)
+        else:
+            work = partial(_decode, decoder, inputs, prompt_tokens + new_tokens)
+        work(min(4, new_tokens))  # warm-up; what is compiled is compiled here
         first = _timed(model, work, 1)[0]
         runs = [_timed(model, work, new_tokens) for _ in range(repeats)]
     finally:
@@ -75,10 +78,9 @@ def _generate(model, tokenizer, inputs, new_tokens: int) -> list[int]:
     return output[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def _decode(decoder, inputs, new_tokens: int) -> list[int]:
-    """The same by the decoder. The end of text is not among the choices, as `min_new_tokens` has it there."""
-    ids = inputs["input_ids"]
-    logits, tokens = decoder.start(ids, ids.shape[1] + new_tokens), []
+def _decode(decoder, inputs, capacity: int, new_tokens: int) -> list[int]:
+    """The same by the decoder, whose cache holds `capacity` tokens. The end of text is not among the choices, as `min_new_tokens` has it there."""
+    logits, tokens = decoder.start(inputs["input_ids"], capacity), []
     while True:
         logits[decoder.ends] = -np.inf
         tokens.append(int(logits.argmax()))

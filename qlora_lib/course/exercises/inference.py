@@ -1,9 +1,12 @@
 """Lesson 6: what one token costs."""
 
+from math import prod
+
 from qlora_lib import style
 from qlora_lib.cost.devices import GIB, GPUS
+from qlora_lib.course.anatomy import adapter_tensors
 from qlora_lib.course.answers import Case, Choice, Function, Mistake, Number
-from qlora_lib.course.exercises.memory import LLAMA_8B
+from qlora_lib.course.exercises.memory import LLAMA_8B, SMOLLM2
 
 KIB = 2**10
 CACHE = 2 * LLAMA_8B.num_layers * LLAMA_8B.num_kv_heads * LLAMA_8B.head_dim * 2  # bytes a token, 16 bits
@@ -222,4 +225,126 @@ longest = Number(
     tolerance=5e-3,
 )
 
-EXERCISES = [cache, passes, bound, four_bit, longest]
+# --- 06.6 the bound of a compiled token ------------------------------------------------------------
+
+BANDWIDTH = 25e9  # bytes a second
+LINEAR = SMOLLM2.num_layers * sum(i * o for i, o in SMOLLM2.linear_modules.values())  # weights
+FETCHED = {  # bytes a token
+    "codes": LINEAR / 2,
+    "scales": LINEAR / 64 * 4,
+    "adapter": 4 * sum(adapter_tensors(SMOLLM2, 16)),
+    "head": 4 * SMOLLM2.vocab_size * SMOLLM2.hidden_size,
+}
+
+
+def _compiled(**other: float) -> float:
+    return BANDWIDTH / sum((FETCHED | other).values())
+
+
+compiled = Number(
+    key="06.6",
+    title="The bound of a compiled token",
+    unit="tokens/s",
+    expected=_compiled,
+    explain="The bound is 2.8 times that of 32 bits, and not eight times: most of the bytes are the head's.",
+    mistakes=(
+        Mistake(
+            name="the head was left out",
+            why="It is the same matrix as the embedding, but as head it is read whole, for every token.",
+            answer=lambda: _compiled(head=0),
+        ),
+        Mistake(
+            name="the tied matrix was read twice",
+            why="As embedding only one row of it is looked up; as head it is read once.",
+            answer=lambda: _compiled(head=2 * FETCHED["head"]),
+        ),
+        Mistake(
+            name="the head was taken in four bits",
+            why="Only the linear layers of the blocks are quantized.",
+            answer=lambda: _compiled(head=FETCHED["head"] / 8),
+        ),
+        Mistake(
+            name="the scales were forgotten",
+            why="Every block of 64 weights brings one of four bytes.",
+            answer=lambda: _compiled(scales=0),
+        ),
+        Mistake(
+            name="the scales were taken in 8 bits",
+            why="So they are stored; here double quantization was undone when the decoder was made.",
+            answer=lambda: _compiled(scales=FETCHED["scales"] / 4),
+        ),
+        Mistake(
+            name="the adapter was forgotten",
+            why="Beside its base, A and B are read for every token too.",
+            answer=lambda: _compiled(adapter=0),
+        ),
+        Mistake(
+            name="a code was given a whole byte",
+            why="Two codes share one.",
+            answer=lambda: _compiled(codes=LINEAR),
+        ),
+        Mistake(
+            name="the weights were read in 32 bits",
+            why="So it is where they are turned back before the product; here the product reads the codes.",
+            answer=lambda: _compiled(codes=4 * LINEAR, scales=0),
+        ),
+    ),
+    tolerance=2e-3,
+)
+
+
+# --- 06.7 what a remedy is worth -------------------------------------------------------------------
+
+
+def overall(seconds: list[float], times: list[float]) -> float:
+    return sum(seconds) / sum(s / t for s, t in zip(seconds, times))
+
+
+remedy = Function(
+    key="06.7",
+    title="What a remedy is worth",
+    axis="times as fast",
+    expected=overall,
+    cases=lambda: [
+        Case("dequantization alone made ten times as fast", ([40.0, 5.0, 25.0, 50.0], [10.0, 1.0, 1.0, 1.0])),
+        Case("all but the traffic made ten times as fast", ([40.0, 5.0, 25.0, 50.0], [10.0, 10.0, 1.0, 10.0])),
+        Case("two parts, made twice and four times as fast", ([1.0, 3.0], [2.0, 4.0])),
+        Case("every part made three times as fast", ([2.0, 1.0, 7.0], [3.0, 3.0, 3.0])),
+    ],
+    explain="Amdahl's law: what is not made faster soon is all that is left, so look at the largest part first.",
+    mistakes=(
+        Mistake(
+            name="the factors were averaged",
+            why="A part's factor counts by the time that the part takes, before and after.",
+            answer=lambda s, t: sum(t) / len(t),
+        ),
+        Mistake(
+            name="the factors were averaged by their shares of the old time",
+            why="Times add up, factors do not: add up the new times, then divide.",
+            answer=lambda s, t: sum(a * b for a, b in zip(s, t)) / sum(s),
+        ),
+        Mistake(
+            name="the factors were multiplied",
+            why="Each applies to its own part, and not to what another has left.",
+            answer=lambda s, t: prod(t),
+        ),
+        Mistake(
+            name="the largest factor was taken for the whole",
+            why="The other parts take as long as they take.",
+            answer=lambda s, t: max(t),
+        ),
+        Mistake(
+            name="new time over old was returned",
+            why="That is below 1 where it is faster: turn it over.",
+            answer=lambda s, t: 1 / overall(s, t),
+        ),
+        Mistake(
+            name="the new time was returned",
+            why="The question is how many times shorter it is than the old one.",
+            answer=lambda s, t: sum(a / b for a, b in zip(s, t)),
+        ),
+    ),
+    tolerance=1e-6,
+)
+
+EXERCISES = [cache, passes, bound, four_bit, longest, compiled, remedy]
