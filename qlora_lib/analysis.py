@@ -89,6 +89,13 @@ def deployed(record: RunRecord) -> tuple[float | None, list[float]]:
     return (None, []) if record.train is not None else (p.before, p.window_nll_before)
 
 
+def training_path(record: RunRecord) -> Literal["the fast path", "the stock stack"] | None:
+    """Whether qlora_lib.fast replaced anything while the arm was trained; None of an arm that was not."""
+    if record.train is None:
+        return None
+    return "the fast path" if record.train.fast_path else "the stock stack"
+
+
 def student_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t for whole degrees of freedom, by bisection.
 
@@ -171,7 +178,8 @@ def why_not(a: RunRecord, b: RunRecord, aspect: Aspect) -> str | None:
         if a.train is None or b.train is None:
             return f"{(a if a.train is None else b).arm} was not trained"
         step = ("tokens per step", a.train.tokens_per_step, b.train.tokens_per_step)
-        return first_differing([*common, *text, *machine, step])
+        path = ("what trained them", training_path(a), training_path(b))
+        return first_differing([*common, *text, *machine, step, path])
     if aspect == "decoding":
         if a.generation is None or b.generation is None:
             return f"decoding was not measured for {(a if a.generation is None else b).arm}"
@@ -181,6 +189,7 @@ def why_not(a: RunRecord, b: RunRecord, aspect: Aspect) -> str | None:
             ("new tokens", g.new_tokens, h.new_tokens),
             ("prompt tokens", g.prompt_tokens, h.prompt_tokens),
             ("decoding protocol", g.protocol, h.protocol),
+            ("what made the tokens", g.engine, h.engine),
         ])
     for r in (a, b):
         if deployed(r)[0] is None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from example_bench import example_bench
 from example_records import example_records
 
 from qlora_lib import figures, style
@@ -140,6 +141,16 @@ def test_radar_ratios_by_hand(records):
         1.0,
     ])  # fmt: skip
     assert table["qlora"][-1] == pytest.approx(4.9 / 15.7)  # more is better
+
+
+def test_a_figure_of_the_bench_shows_the_record_that_has_its_part(records, tmp_path):
+    full = example_bench(records["full"])
+    bare = full.model_copy(update={"scaling": [], "causes": []})
+    drawn = figures.draw_benches({"default": bare, "keep": full}, tmp_path, ("svg",))
+    assert [figure.name for figure in drawn] == list(figures.BENCH_FIGURES)
+    assert [f.name for f in figures.draw_benches({"default": bare}, tmp_path, ("svg",))] == ["bench-default"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bench-default.svg"]
+    assert figures.draw_benches({}, tmp_path) == [] and not list(tmp_path.iterdir())
 
 
 def test_front_holds_what_nothing_beats_in_both_directions():

@@ -11,12 +11,14 @@ from pathlib import Path
 import pypdf
 import pytest
 
+from example_bench import example_bench
 from example_records import example_records
 from qlora_lib.config import load_profile
 from qlora_lib.errors import QloraError
-from qlora_lib.figures import DrawnFigure, draw_all
+from qlora_lib.figures import DrawnFigure, draw_all, draw_benches
 from qlora_lib.paths import project_root
 from qlora_lib.report import build_report
+from qlora_lib.report.benches import flat
 from qlora_lib.report.build import compile_pdf, lay_out, report_data, template_files
 from qlora_lib.report.derive import FUNCTIONS
 from qlora_lib.report.formats import FORMATS, NOT_MEASURED, show, significant
@@ -40,15 +42,21 @@ def records():
 
 
 @pytest.fixture(scope="module")
-def figures(records, tmp_path_factory):
-    return draw_all(records, tmp_path_factory.mktemp("figures"), ("svg",))
+def benches(records):
+    return {a: example_bench(records["base"], a) for a in ("default", "keep")}
 
 
 @pytest.fixture(scope="module")
-def built(records, figures, tmp_path_factory):
+def figures(records, benches, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    return draw_all(records, folder, ("svg",)) + draw_benches(benches, folder, ("svg",))
+
+
+@pytest.fixture(scope="module")
+def built(records, benches, figures, tmp_path_factory):
     """(the PDF's path, its data)."""
     folder = tmp_path_factory.mktemp("built")
-    pdf = build_report("demo", records, figures, folder / "demo.pdf", data_json=folder / "data.json")
+    pdf = build_report("demo", records, figures, folder / "demo.pdf", data_json=folder / "data.json", benches=benches)
     return pdf, json.loads((folder / "data.json").read_text())
 
 
@@ -89,9 +97,9 @@ def said(records, slot) -> str:
 # --- every figure comes from somewhere ----------------------------------------------------------
 
 
-def audited(records, template, tmp_path) -> str:
+def audited(records, template, tmp_path, benches=None) -> str:
     """Text of the PDF with every value, heading, equation, reference and citation taken out."""
-    data = report_data("demo", records, [], template)
+    data = report_data("demo", records, [], template, benches=benches)
     folder = tmp_path / "laid-out"
     folder.mkdir()
     lay_out(folder, template, json.dumps(data), [])
@@ -110,8 +118,9 @@ def digits_left(text: str) -> list[str]:
     return re.findall(r"\S*\d\S*", NAMES.sub("", text))
 
 
-def test_no_figure_in_prose_tables_or_captions_is_typed_by_hand(records, tmp_path):
-    text = audited(records, TEMPLATE, tmp_path)
+def test_no_figure_in_prose_tables_or_captions_is_typed_by_hand(records, benches, tmp_path):
+    text = audited(records, TEMPLATE, tmp_path, benches)
+    assert "qlora bench runs it and this library in turns" in text
     assert "Fine-tuning adapts a language model" in text  # the prose is there
     assert text.count("◇") > 400  # and so are the values, as marks
     assert digits_left(text) == []
@@ -144,17 +153,20 @@ def recompute(key, values, records_json):
     if "document" in source:
         text = values[key]["text"].replace(",", "").replace("\u2212", "-")
         return float(re.match(r"[-+]?[\d.]+", text)[0])
+    if "bench" in source:
+        return records_json["bench", source["bench"]].get(source["path"])
     number = records_json.get(source["arm"])
     for part in source["path"].split("."):
         number = None if number is None else number.get(part)
     return number if number != [] else None
 
 
-def test_every_value_is_found_in_the_records_that_were_written(records, built, tmp_path):
+def test_every_value_is_found_in_the_records_that_were_written(records, benches, built, tmp_path):
     """Re-read from disk by arm and path, printed again by the named format, word for word."""
     for arm, record in records.items():
         record.write(tmp_path / arm)
     on_disk = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*/record.json")}
+    on_disk |= {("bench", a): flat(r) for a, r in benches.items()}
     values = built[1]["values"]
     kinds = {kind: [k for k, v in values.items() if v["kind"] == kind] for kind in ("measured", "setting", "derived")}
     assert len(kinds["measured"]) > 150 and len(kinds["setting"]) > 20 and len(kinds["derived"]) > 80
@@ -226,7 +238,7 @@ def test_chapters_tables_and_figures_stand_in_order(built, page_text):
     start = numbered.index("Introduction")
     assert numbered[start : start + 7] == CHAPTERS
     assert {"Bibliography", "A Provenance and Settings"} <= {*outline}
-    for word, last in (("Table", 14), ("Figure", 6)):
+    for word, last in (("Table", 18), ("Figure", 10)):
         places = [page_text.index(f"{word} {n}. ") for n in range(1, last + 1)]
         assert places == sorted(places)
 
@@ -250,8 +262,8 @@ def test_metadata_and_no_path_of_this_machine(built, page_text, figures, tmp_pat
         assert str(path).encode() not in everything
 
 
-def test_same_input_same_bytes(built, records, figures, tmp_path):
-    again = build_report("demo", records, figures, tmp_path / "b.pdf", data_json=tmp_path / "d.json")
+def test_same_input_same_bytes(built, records, benches, figures, tmp_path):
+    again = build_report("demo", records, figures, tmp_path / "b.pdf", data_json=tmp_path / "d.json", benches=benches)
     assert json.loads((tmp_path / "d.json").read_text()) == built[1]
     assert again.read_bytes() == built[0].read_bytes()
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["b.pdf", "d.json"]  # nothing left beside

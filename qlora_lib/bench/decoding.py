@@ -7,7 +7,7 @@ short warm-up, in which ours is compiled, is left out.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,7 @@ def measure_decoding(
         fast_arm("decode.fp32.fast", "fp32, qlora_lib's decoder", models.fp32, ids),
         stock_arm("decode.nf4dq_adapter.stock", "NF4 + DQ with adapter, transformers' generate", models.stock_4bit, ids),
         fast_arm("decode.nf4dq_adapter.fast", "NF4 + DQ with adapter, qlora_lib's decoder", models.fast_4bit, ids),
+        merged_arm("decode.nf4dq_merged.fast", models.fast_4bit, ids),
         llama_cpp_arm("decode.llama_cpp", *gguf, ids, settings.new_tokens),
     ]
     runs = {arm.name: arm.run for arm in arms if arm.run}
@@ -116,6 +117,21 @@ def fast_arm(name: str, what: str, model, ids: torch.Tensor) -> DecodeArm:
             logits = decoder.step(made[-1])
 
     return DecodeArm(name, what, run, model_bytes=model_bytes(model).total)
+
+
+def merged_arm(name: str, model, ids: torch.Tensor) -> DecodeArm:
+    """The 4-bit model with its adapter switched off: the work of one whose adapter was merged and quantized again."""
+    what = "NF4 + DQ without its adapter, as after merging and quantizing again, qlora_lib's decoder"
+    with model.disable_adapter():
+        arm = fast_arm(name, what, model, ids)
+    if arm.run is None:
+        return arm
+
+    def run(n: int) -> list[int]:
+        with model.disable_adapter():
+            return arm.run(n)
+
+    return replace(arm, run=run, model_bytes=model_bytes(model).base)
 
 
 def ends_of_text(model) -> list[int]:

@@ -31,6 +31,7 @@ def pairs(shapes: Sequence[str]) -> dict[str, tuple[str, str]]:
         "decode.nf4dq_adapter.fast_over_stock_fp32": ("decode.nf4dq_adapter.fast", "decode.fp32.stock"),
         "decode.nf4dq_adapter.stock_over_stock_fp32": ("decode.nf4dq_adapter.stock", "decode.fp32.stock"),
         "decode.nf4dq_adapter.fast_over_llama_cpp": ("decode.nf4dq_adapter.fast", "decode.llama_cpp"),
+        "decode.nf4dq_merged.fast_over_stock_fp32": ("decode.nf4dq_merged.fast", "decode.fp32.stock"),
         "decode.fp32.fast_over_stock": ("decode.fp32.fast", "decode.fp32.stock"),
         "decode.llama_cpp_over_stock_fp32": ("decode.llama_cpp", "decode.fp32.stock"),
         "perplexity.fast_over_stock": ("perplexity.nf4dq_adapter.fast", "perplexity.nf4dq_adapter.stock"),

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_lib.figures import comparison, quality, training
+from qlora_lib.bench.record import BenchRecord
+from qlora_lib.figures import bench, bench_scaling, comparison, quality, training
 from qlora_lib.figures.comparison import draw_comparison, draw_radar
 from qlora_lib.figures.parts import NothingToDraw
 from qlora_lib.figures.quality import draw_quality_against_bytes, draw_quantization_alone
@@ -20,7 +21,7 @@ from qlora_lib.records import RunRecord
 from qlora_lib.style import METADATA, Figure, render
 
 __all__ = [
-    "DrawnFigure", "FIGURES", "NothingToDraw", "draw_all", "draw_comparison", "draw_loss_curves",
+    "BENCH_FIGURES", "DrawnFigure", "FIGURES", "NothingToDraw", "draw_all", "draw_benches", "draw_comparison", "draw_loss_curves",
     "draw_memory_breakdown", "draw_quality_against_bytes", "draw_quantization_alone", "draw_radar",
     "left_out",
 ]  # fmt: skip
@@ -61,6 +62,40 @@ FIGURES: dict[str, Kind] = {
 }  # fmt: skip
 
 
+Benches = dict[str, BenchRecord]  # by setting of the allocator
+
+
+@dataclass(frozen=True)
+class BenchKind:
+    """One kind of figure of `qlora bench`: the record that it shows, how it is drawn and described."""
+
+    record: Callable[[Benches], BenchRecord | None]  # None: nothing to draw
+    draw: Callable[[BenchRecord], Figure]
+    alt: Callable[[BenchRecord], str]
+    caption: str
+
+
+def _measured(allocator: str) -> Callable[[Benches], BenchRecord | None]:
+    return lambda benches: record if (record := benches.get(allocator)) and record.measurements else None
+
+
+def _with(part: str) -> Callable[[Benches], BenchRecord | None]:
+    """The first record that holds `scaling` or `causes`."""
+    return lambda benches: next((record for record in benches.values() if getattr(record, part)), None)
+
+
+BENCH_FIGURES: dict[str, BenchKind] = {
+    "bench-default": BenchKind(_measured("default"), bench.draw_bench, bench.bench_alt, bench.CAPTION),
+    "bench-keep": BenchKind(_measured("keep"), bench.draw_bench, bench.bench_alt, bench.CAPTION),
+    "bench-scaling": BenchKind(
+        _with("scaling"), bench_scaling.draw_scaling, bench_scaling.scaling_alt, bench_scaling.SCALING_CAPTION
+    ),
+    "bench-causes": BenchKind(
+        _with("causes"), bench_scaling.draw_causes, bench_scaling.causes_alt, bench_scaling.CAUSES_CAPTION
+    ),
+}
+
+
 @dataclass(frozen=True)
 class DrawnFigure:
     name: str
@@ -89,13 +124,32 @@ def draw_all(
     folder, drawn, absent = Path(folder), [], left_out(records)
     for name, kind in FIGURES.items():
         if name in absent:
-            for file_format in METADATA:
-                (folder / f"{name}.{file_format}").unlink(missing_ok=True)
-            continue
-        figure = kind.draw(records)
-        for file_format in formats:
-            write_atomic(folder / f"{name}.{file_format}", render(figure, file_format))
-        drawn.append(
-            DrawnFigure(name, folder / f"{name}.svg", kind.alt(records), kind.caption)
-        )
+            _remove(folder, name)
+        else:
+            drawn.append(_save(folder, name, formats, kind, records))
     return drawn
+
+
+def draw_benches(
+    benches: Benches, folder: Path, formats: tuple[str, ...] = ("svg", "pdf", "png")
+) -> list[DrawnFigure]:
+    """The same for the records of `qlora bench`; none for an empty `benches`."""
+    folder, drawn = Path(folder), []
+    for name, kind in BENCH_FIGURES.items():
+        if (record := kind.record(benches)) is None:
+            _remove(folder, name)
+        else:
+            drawn.append(_save(folder, name, formats, kind, record))
+    return drawn
+
+
+def _save(folder: Path, name: str, formats: tuple[str, ...], kind: Kind | BenchKind, shown) -> DrawnFigure:
+    figure = kind.draw(shown)
+    for file_format in formats:
+        write_atomic(folder / f"{name}.{file_format}", render(figure, file_format))
+    return DrawnFigure(name, folder / f"{name}.svg", kind.alt(shown), kind.caption)
+
+
+def _remove(folder: Path, name: str) -> None:
+    for file_format in METADATA:
+        (folder / f"{name}.{file_format}").unlink(missing_ok=True)

@@ -23,8 +23,9 @@ from qlora_lib.config import load_profile, profile_names
 from qlora_lib.errors import QloraError
 from qlora_lib.paths import report_dir, write_atomic
 from qlora_lib.records import RunRecord
-from qlora_lib.report import quantities
+from qlora_lib.report import quantities, speed
 from qlora_lib.report.appendix import appendix
+from qlora_lib.report.benches import Benches
 from qlora_lib.report.captions import all_captions
 from qlora_lib.report.segments import parse
 from qlora_lib.report.sentences import all_sentences
@@ -52,15 +53,17 @@ def build_report(
     source: str = "",
     template: Path | None = None,
     data_json: Path | None = None,
+    benches: Benches | None = None,
 ) -> Path:
     """Write the PDF of `records`, atomically, and the data it prints beside it; returns `out_pdf`.
 
     `source` says where the records come from (the sentence of `records.records_of`); `template` is
     the folder of the Typst files, by default the checkout's report/; `data_json` where the data goes,
-    by default report/<profile>/data.json. Raises QloraError on any warning or error of Typst.
+    by default report/<profile>/data.json; `benches` what `qlora bench` found for this model. Raises
+    QloraError on any warning or error of Typst.
     """
     template = Path(template or report_dir())
-    data = report_data(profile, records, figures, template, title, subtitle, source)
+    data = report_data(profile, records, figures, template, title, subtitle, source, benches)
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     write_atomic(Path(data_json or report_dir() / profile / "data.json"), text)
     stamp = max(datetime.fromisoformat(r.provenance.finished) for r in records.values())
@@ -79,13 +82,15 @@ def report_data(
     title: str = published.TITLE,
     subtitle: str = SUBTITLE,
     source: str = "",
+    benches: Benches | None = None,
 ) -> dict[str, Any]:
     """All that the template reads: values by key, and the text, tables and pictures that name them."""
     if not records:
         raise QloraError(f"no records to report for profile '{profile}'", f"Run: qlora run --profile {profile}")
-    store = Store(dict(records), _rates_searched(profile))
+    store = Store(dict(records), _rates_searched(profile), benches)
     quantities.define(store)
-    slots = all_sentences(store) | all_verdicts(store)
+    speed.define(store)
+    slots = all_sentences(store) | all_verdicts(store) | speed.all_sentences(store)
     finished = max(r.provenance.finished for r in records.values())
     data = {
         "document": {
@@ -102,7 +107,8 @@ def report_data(
             name: [{"lead": lead, "pieces": parse(text, store)} for lead, text in paragraphs]
             for name, paragraphs in slots.items()
         },
-        "tables": all_tables(store),
+        "tables": all_tables(store) | speed.all_tables(store),
+        "speed": speed.shown(store),
         "choices": choice_rows(store),
         "captions": all_captions(store),
         "figures": {f.name: {"path": f"/figures/{f.name}.svg", "alt": f.alt} for f in figures},

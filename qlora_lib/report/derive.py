@@ -46,6 +46,11 @@ def product(*factors: float) -> float:
 
 
 @named
+def total(*parts: float) -> float:
+    return sum(parts)
+
+
+@named
 def first(values: list[float]) -> float:
     return values[0]
 

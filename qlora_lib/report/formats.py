@@ -77,6 +77,11 @@ def _bytes_with_unit(x: float) -> str:
     return f"{_fixed(1)(x / MIB)}{NBSP}MiB"
 
 
+def _power(x: float) -> str:
+    """One digit and a power of ten, for errors of arithmetic: 7 × 10⁻⁵."""
+    return scientific(float(f"{x:.0e}"))
+
+
 def _date(text: str) -> str:
     day = datetime.fromisoformat(text)
     return f"{day.day} {day:%B %Y}"
@@ -86,6 +91,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "text": str,
     "plain": _plain,
     "list": "; ".join,
+    "words": ", ".join,
     "numbers": lambda x: f"{len(x)} numbers",
     "count": _fixed(0),
     "decimal1": _fixed(1),
@@ -99,6 +105,9 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "percent0_interval": _interval(lambda x: f"{_minus(f'{100 * x:.0f}')}%"),
     "percent_interval": _interval(_signed(1, 100, "%")),
     "times": lambda x: f"{x:.2f}×",
+    "times_interval": _interval(lambda x: f"{x:.2f}×"),
+    "shape": lambda text: text.replace("x", f"{NBSP}×{NBSP}"),  # sequences x tokens of a step
+    "power": _power,
     "mib": lambda x: _fixed(1 if x >= 10 * MIB else 2)(x / MIB),
     "mib_unit": _bytes_with_unit,
     "gib_unit": lambda x: f"{_fixed(1)(x / GIB)}{NBSP}GiB",
@@ -107,6 +116,8 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "gflops_unit": lambda x: f"{significant(x / 1e9)}{NBSP}GFLOP/s",
     "seconds": lambda x: significant(x) if x < 100 else _fixed(1)(x),
     "seconds_unit": lambda x: f"{significant(x, 3)}{NBSP}s",
+    "ms_unit": lambda x: f"{significant(1e3 * x)}{NBSP}ms",
+    "gbs_unit": lambda x: f"{significant(x / 1e9)}{NBSP}GB/s",
     "rate": significant,
     "date": _date,
     "short": lambda text: text[:12],  # of a hash

@@ -10,6 +10,12 @@ from qlora_lib.report.values import Store
 METHOD = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 
 
+def join(*sentences: str | None) -> list[str]:
+    """One paragraph of the sentences that could be said; no paragraph when none could."""
+    said = [s for s in sentences if s]
+    return [" ".join(said)] if said else []
+
+
 def training_peak(s: Store) -> tuple[str, str]:
     """(comparison, field) of the memory that training takes at its peak.
 

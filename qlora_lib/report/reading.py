@@ -7,6 +7,8 @@ windows for perplexity, the quartiles of step times, the spread of repeated gene
 
 from typing import Literal
 
+from qlora_lib.bench.record import quartiles
+from qlora_lib.report.benches import pairs, spread
 from qlora_lib.report.values import Store
 
 Direction = Literal["higher", "lower", "same"] | None  # None: not measured, or not comparable
@@ -34,6 +36,24 @@ def latency(store: Store, one: str, other: str) -> Direction:
     repeats = [store.number(f"{arm}.generation.repeats") for arm in (one, other)]
     spreads = [(min(r), max(r)) if r else None for r in repeats]
     return _compared(store, f"latency-ratio.{one}.{other}", spreads)
+
+
+def bench(store: Store, allocator: str, ratio: str) -> Direction:
+    """A ratio of `qlora bench` against one; "same" where what it lies between includes one."""
+    value = store.number(f"bench.{allocator}.ratio_details.{ratio}.value")
+    if value is None:
+        return None
+    low, high = spread(store.benches[allocator], ratio) or (value, value)
+    return "higher" if low > 1 else "lower" if high < 1 else "same"
+
+
+def bench_decode(store: Store, allocator: str) -> Direction:
+    """Decoding from 4-bit weights with an adapter against unquantized ones, both with this library."""
+    each = pairs(store.benches[allocator], "decode.nf4dq_adapter.fast", "decode.fp32.fast")
+    if not each:
+        return None
+    low, high = quartiles(each) or (min(each), max(each))
+    return "higher" if low > 1 else "lower" if high < 1 else "same"
 
 
 def amount(store: Store, ratio_key: str) -> Direction:

@@ -6,9 +6,9 @@ and a sentence about an arm that was not measured is left out or says so. The co
 report stand in verdicts.py.
 """
 
-from qlora_lib.report import phrases, reading
+from qlora_lib.report import implementation, phrases, reading
 from qlora_lib.report.formats import NOT_MEASURED
-from qlora_lib.report.phrases import METHOD
+from qlora_lib.report.phrases import METHOD, join
 from qlora_lib.report.values import Store
 
 Paragraph = tuple[str, str]  # (lead or "", text)
@@ -24,6 +24,8 @@ def all_sentences(store: Store) -> dict[str, list[Paragraph]]:
         "data": data,
         "optimizers": optimizers,
         "rates": rates,
+        "path": implementation.path,
+        "timed-path": implementation.timed_path,
         "memory": memory,
         "parameters": parameters,
         "flops": flops,
@@ -37,12 +39,6 @@ def all_sentences(store: Store) -> dict[str, list[Paragraph]]:
         "deployed": deployed,
     }
     return {name: [("", text) for text in write(store)] or [("", NOTHING)] for name, write in slots.items()}
-
-
-def join(*sentences: str | None) -> list[str]:
-    """One paragraph of the sentences that could be said; no paragraph when none could."""
-    said = [s for s in sentences if s]
-    return [" ".join(said)] if said else []
 
 
 def abstract(s: Store) -> list[str]:
@@ -242,8 +238,8 @@ def peak(s: Store) -> list[str]:
         "A full step holds {full.train.peak_tensor_bytes@mib_unit}, of which "
         "{full.train.optimizer.state_bytes@mib_unit} are optimizer state."
         if s.has("full.train.peak_tensor_bytes") else None,
-        "What remains is gradients and activations; activations grow with the tokens of a batch and are "
-        "the same for 4-bit and 16/32-bit weights.",
+        "What remains is gradients and activations; activations grow with the tokens of a batch, "
+        "whatever the weights are stored in.",
     )  # fmt: skip
 
 

@@ -162,8 +162,9 @@ def _results() -> list[Table]:
             row("Latency (s)", "11.inference time", "generation.latency_seconds"),
             row("Tokens per second", "11.tokens per second", "generation.tokens_per_second"),
             row("First token (s)", None, "generation.first_token_seconds"),
+            row("Made by", None, "generation.engine"),
             against_full("Speed against full", None, "decode-change"),
-        ], "Protocol here: {any-generation}."),
+        ], "Protocol here: {any-generation}. Made by: transformers’ generate, or this library’s decoder (fast)."),
     ]  # fmt: skip
 
 

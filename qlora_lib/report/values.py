@@ -5,6 +5,7 @@ How it works: text and tables name values by key, and the `Store` makes a value 
     <arm>.<field path>[@format]          measured, or a setting:   qlora.size_bytes.total@mib
     published.<table>.<row>.<column>     printed by the study:     published.10.perplexity.qlora
     reference.<name>                     printed by another document
+    bench.<allocator>.<path>[@format]    of `qlora bench`:         bench.keep.settings.repeats
     <any name given to `derive`>         computed from other keys by a function of derive.py
 
 An arm that did not run, or a null field, gives a value that prints "not measured". A name that is no
@@ -21,6 +22,7 @@ from qlora_lib.analysis import Aspect
 from qlora_lib.errors import QloraError, nearest
 from qlora_lib.published import REFERENCES, TABLES, Cell
 from qlora_lib.records import RunRecord
+from qlora_lib.report.benches import ALLOCATORS, Benches, check_path, flat
 from qlora_lib.report.derive import FUNCTIONS
 from qlora_lib.report.formats import FORMATS, NOT_MEASURED, show
 
@@ -69,13 +71,15 @@ class Value:
 
 
 class Store:
-    """The values of one report, by key; `records` by arm name, in the profile's order."""
+    """The values of one report, by key; `records` by arm name, in the profile's order; `benches` by allocator."""
 
-    def __init__(self, records: dict[str, RunRecord], rates_searched: bool = False):
+    def __init__(self, records: dict[str, RunRecord], rates_searched: bool = False, benches: Benches | None = None):
         self.records = records
+        self.benches = benches or {}
         self.rates_searched = rates_searched  # whether each method's learning rate was chosen by a search
         self.values: dict[str, Value] = {}
         self.used: set[str] = set()  # keys that the document prints
+        self._bench_fields = {allocator: flat(bench) for allocator, bench in self.benches.items()}
         self._fields = {name: r.model_dump(by_alias=True, mode="json") for name, r in records.items()}
 
     def arm(self, role: str) -> str | None:
@@ -176,8 +180,22 @@ class Store:
             return _printed(key, REFERENCES[rest])
         if rest and (head in ROLES or head in self.records):
             return self._field(key, head, rest)
+        allocator, _, path = rest.partition(".")
+        if head == "bench" and allocator in ALLOCATORS and path:
+            return self._bench(key, allocator, path)
         known = [*self.values, *(f"reference.{k}" for k in REFERENCES)]
         raise QloraError(f"the report has no value '{key}'", nearest(key, known))
+
+    def _bench(self, key: str, allocator: str, path: str) -> Value:
+        path, _, form = path.partition("@")
+        check_path(key, path)
+        number = self._bench_fields.get(allocator, {}).get(path)
+        form = form or ("count" if isinstance(number, int | float) else "text")
+        if form not in FORMATS:
+            raise QloraError(f"the report has no format '{form}' (value '{key}')", nearest(form, FORMATS))
+        kind = "setting" if path.startswith("settings.") else "measured"
+        source = {"bench": allocator, "path": path, "format": form}
+        return Value(key, NOT_MEASURED if number is None else show(number, form), kind, source, number)
 
     def _field(self, key: str, role: str, path: str) -> Value:
         path, _, form = path.partition("@")

@@ -7,6 +7,7 @@ the opposite result puts the point on the other list. `choices` gives the rows o
 from qlora_lib.report import reading
 from qlora_lib.report.phrases import METHOD, idle_difference, training_peak
 from qlora_lib.report.sentences import Paragraph
+from qlora_lib.report.speed_cases import turned_round
 from qlora_lib.report.values import Store
 
 TRAINED = ("full", "lora", "qlora")
@@ -28,6 +29,7 @@ def all_verdicts(store: Store) -> dict[str, list[Paragraph]]:
         "costs": takes or nothing,
         "limits": limits(store),
         "agreement": agreement(store) or nothing,
+        "speed-of-study": study_speed(store),
         "choosing": [("", text) for text in _choosing(store)] or nothing,
     }
 
@@ -95,6 +97,25 @@ def agreement(s: Store) -> list[Paragraph]:
     return text
 
 
+def study_speed(s: Store) -> list[Paragraph]:
+    """What the study says of speed, beside what this run found."""
+    names = {"higher": "slower", "lower": "faster", "same": "not shown to differ"}
+    found = [
+        f"{what} QLoRA is {names[way]} ({figure})"
+        for what, way, figure in (
+            ("in a training step", reading.step_time(s, "qlora", "full"), "{step-time-change.qlora.full} in time"),
+            ("in generation", reading.latency(s, "qlora", "full"), "{decode-ratio.qlora.full} the speed"),
+        )
+        if way
+    ]
+    here = f" In this run {' and '.join(found)}." if found else ""
+    both = (
+        " The same comparison goes one way with the stock stack and the other with this library ({@sec-speed}), so it is a "
+        "finding about an implementation and not about 4-bit weights." if turned_round(s) else ""
+    )  # fmt: skip
+    return [("", f"It says that QLoRA is slower in training and in generation.{here}{both}")]
+
+
 def limits(s: Store) -> list[Paragraph]:
     devices = {r.provenance.device for r in s.records.values()}
     cpus = {r.provenance.cpu for r in s.records.values()} | {"cpu"}
@@ -103,8 +124,8 @@ def limits(s: Store) -> list[Paragraph]:
         text.append((
             "A CPU, not a GPU.",
             "Every figure measured here comes from one machine: {hardware}. Ratios of time on a CPU do "
-            "not carry over to a GPU, where products are cheaper and unpacking weights costs relatively "
-            "more. The profiles for GPUs are written and tested, and were not run on a GPU for this "
+            "not carry over to a GPU, where products, memory and the kernels for 4-bit weights are others. "
+            "The profiles for GPUs are written and tested, and were not run on a GPU for this "
             "report.",
         ))  # fmt: skip
     else:
@@ -224,8 +245,10 @@ def _choosing(s: Store) -> list[str]:
             "LoRA is the method to compare with, not full fine-tuning: it shares QLoRA’s small optimizer "
             f"state and its operations. Going from LoRA to QLoRA {quality}, and changes the peak of memory "
             f"by {{{peak}-change.qlora.lora}} and the time of a step by {{step-time-change.qlora.lora}}. "
-            "Take QLoRA when that memory decides whether the training runs at all."
-        )
+            + ("QLoRA is the faster of the two here, so memory is not its only reason."
+               if reading.step_time(s, "qlora", "lora") == "lower"
+               else "Take QLoRA when that memory decides whether the training runs at all.")
+        )  # fmt: skip
     after = reading.perplexity(s, "qlora", "full-nf4dq")
     if after:
         advice = {
@@ -237,7 +260,14 @@ def _choosing(s: Store) -> list[str]:
                     "cheaper training decides",
         }[after]  # fmt: skip
         text.append(f"If the model must be deployed in about four bits a weight, {advice}.")
-    if reading.latency(s, "qlora", "base") == "higher":
+    generation = reading.latency(s, "qlora", "base")
+    if generation == "lower":
+        text.append(
+            "If generation must be fast on hardware like this, keep the weights in 4-bit with the adapter beside them: they run "
+            "at {decode-ratio.qlora.base} of the untrained base’s speed, since fewer bytes are read for every token. Merging "
+            "the adapter into 16/32-bit weights would give that up."
+        )
+    if generation == "higher":
         text.append(
             "If generation must be fast on hardware like this, do not deploy the 4-bit base with its "
             "adapter beside it: it runs at {decode-ratio.qlora.base} of the untrained base’s speed. Merge "
