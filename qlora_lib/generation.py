@@ -12,7 +12,7 @@ from typing import Callable, Iterator
 import numpy as np
 
 from qlora_lib.errors import QloraError, UsageError
-from qlora_lib.fast.install import fast_decoder
+from qlora_lib.fast.decoders import fast_decoder
 
 
 def stream(
@@ -104,7 +104,12 @@ def chooser(config, temperature: float, seed: int) -> Callable[[np.ndarray], int
     if any(getattr(config, key, None) not in (None, 0.0, 1.0) for key in OTHER_SAMPLING):
         return None
     import torch
-    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     top_k = getattr(config, "top_k", None)
     warpers = [TemperatureLogitsWarper(temperature)] if temperature != 1 else []

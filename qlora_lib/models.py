@@ -56,7 +56,7 @@ def load_base(path: Path, quantization: Quantization, dtype: torch.dtype, on: st
                 path,
                 dtype=dtype,
                 device_map={"": on},
-                **_quantization_arguments(quantization, dtype),
+                **quantization_arguments(quantization, dtype),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -91,7 +91,7 @@ def import_bitsandbytes():
     return bitsandbytes
 
 
-def _quantization_arguments(quantization: Quantization, dtype: torch.dtype) -> dict:
+def quantization_arguments(quantization: Quantization, dtype: torch.dtype) -> dict:
     """Nothing for `none`: a checkpoint that was saved quantized is then loaded as it is."""
     from transformers import BitsAndBytesConfig
 

@@ -37,6 +37,7 @@ RUN_WING = (
     "cost/shapes.py",
     "data.py",
     "fast/decoder.py",
+    "fast/decoders.py",
     "fast/elementwise.py",
     "fast/install.py",
     "fast/kernels.py",

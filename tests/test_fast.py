@@ -4,14 +4,23 @@ import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from qlora_lib.fast.decoder import Decoder
-from qlora_lib.fast.install import fast_decoder, install, uninstall
+from qlora_lib.fast.decoders import fast_decoder
 from qlora_lib.fast.elementwise import RmsNorm, Rotary
+from qlora_lib.fast.install import install, uninstall
 from qlora_lib.fast.layers import Projections, drop
 from qlora_lib.fast.loss import LinearCrossEntropy, linear_cross_entropy
 from qlora_lib.fast.optimizer import FusedAdamW8bit

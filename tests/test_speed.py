@@ -8,7 +8,7 @@ import torch
 
 from qlora_lib import models
 from qlora_lib.errors import UsageError
-from qlora_lib.fast.install import fast_decoder
+from qlora_lib.fast.decoders import fast_decoder
 from qlora_lib.metrics import speed
 
 

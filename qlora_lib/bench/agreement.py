@@ -15,7 +15,8 @@ from qlora_lib.bench.loading import training_model
 from qlora_lib.bench.record import GreedyAgreement
 from qlora_lib.bench.settings import BenchSettings
 from qlora_lib.bench.training import arms_of, batches_of
-from qlora_lib.fast.install import fast_decoder, uninstall
+from qlora_lib.fast.decoders import fast_decoder
+from qlora_lib.fast.install import uninstall
 from qlora_lib.study import say
 
 PROMPT = 16  # tokens

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from qlora_lib.bench.decoding import ends_of_text
+from qlora_lib.fast.decoders import end_tokens
 
 
 class Continuation(Protocol):
@@ -29,7 +29,7 @@ class StockContinuation:
 
     def __init__(self, model, ids: torch.Tensor, new_tokens: int):
         self.model, self.ids, self.new_tokens = model, ids, new_tokens
-        self.ends = ends_of_text(model)
+        self.ends = end_tokens(model)
 
     @torch.no_grad()
     def fill(self) -> None:

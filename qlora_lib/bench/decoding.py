@@ -18,6 +18,7 @@ from qlora_lib.bench.record import Measurement
 from qlora_lib.bench.rounds import in_turns
 from qlora_lib.bench.settings import BenchSettings
 from qlora_lib.bench.threads import use_threads
+from qlora_lib.fast.decoders import end_tokens
 from qlora_lib.metrics.sizes import model_bytes
 from qlora_lib.study import say
 
@@ -79,7 +80,7 @@ def _agree(a: list[int] | None, b: list[int] | None) -> int | None:
 
 
 def stock_arm(name: str, what: str, model, ids: torch.Tensor) -> DecodeArm:
-    ends = ends_of_text(model)
+    ends = end_tokens(model)
 
     @torch.no_grad()
     def run(n: int) -> list[int]:
@@ -132,11 +133,6 @@ def merged_arm(name: str, model, ids: torch.Tensor) -> DecodeArm:
             return arm.run(n)
 
     return replace(arm, run=run, model_bytes=model_bytes(model).base)
-
-
-def ends_of_text(model) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def llama_cpp_arm(name: str, gguf: Path | None, reason: str | None, ids: torch.Tensor, new_tokens: int) -> DecodeArm:

@@ -14,7 +14,11 @@ import torch
 from qlora_lib.bench.settings import NF4_DQ
 from qlora_lib.config import Quantization
 from qlora_lib.cost.shapes import ModelShape
-from qlora_lib.models import _quantization_arguments, import_bitsandbytes, keep_weights_as_packed
+from qlora_lib.models import (
+    import_bitsandbytes,
+    keep_weights_as_packed,
+    quantization_arguments,
+)
 
 # Widths of the published `config.json` of each; the one place in which this check has them.
 SHAPES = {
@@ -55,7 +59,7 @@ def blank_model(shape: ModelShape, quantization: Quantization, dtype: torch.dtyp
     import_bitsandbytes()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(llama_config(shape), dtype=dtype)
-    for settings in _quantization_arguments(quantization, dtype).values():
+    for settings in quantization_arguments(quantization, dtype).values():
         quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
         quantizer.preprocess_model(model=model, config=model.config, dtype=dtype, device_map=None, checkpoint_files=[])
         model.hf_quantizer = quantizer

@@ -20,8 +20,8 @@ import numpy as np
 from qlora_lib import hardware, models
 from qlora_lib.arm import out_of_memory
 from qlora_lib.assets import resolve_model
-from qlora_lib.bench.causes import Parts, measure_causes, taken_apart
 from qlora_lib.bench.agreement import compare_losses, compare_texts
+from qlora_lib.bench.causes import Parts, measure_causes, taken_apart
 from qlora_lib.bench.decoding import measure_decoding
 from qlora_lib.bench.fits import fit_all
 from qlora_lib.bench.gguf import gguf_for
@@ -29,7 +29,13 @@ from qlora_lib.bench.loading import bytes_per_token, check_model, load_for_infer
 from qlora_lib.bench.machine import better, measure_limits, what_they_allow
 from qlora_lib.bench.numerics import compare_numerics
 from qlora_lib.bench.ratios import ratios
-from qlora_lib.bench.record import BenchProvenance, BenchRecord, Measurement, Numerics, ScalingPoint
+from qlora_lib.bench.record import (
+    BenchProvenance,
+    BenchRecord,
+    Measurement,
+    Numerics,
+    ScalingPoint,
+)
 from qlora_lib.bench.scaling import measure_training_scaling
 from qlora_lib.bench.scaling_decoding import measure_decoding_scaling
 from qlora_lib.bench.scoring import measure_scoring

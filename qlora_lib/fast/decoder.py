@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from qlora_lib.fast import kernels as k
-from qlora_lib.fast.install import FAMILIES, end_tokens, installed, plain
+from qlora_lib.fast.decoders import end_tokens
+from qlora_lib.fast.install import FAMILIES, installed, plain
 from qlora_lib.fast.threads import use_torchs_threads
 
 SHORT = 8  # tokens of a prompt that are read one by one

@@ -15,7 +15,8 @@ import warnings
 import numpy as np
 import torch
 
-from qlora_lib.fast.install import end_tokens, installed, plain
+from qlora_lib.fast.decoders import end_tokens
+from qlora_lib.fast.install import installed, plain
 
 STEP = 256  # capacities are multiples of it: another one is compiled anew
 

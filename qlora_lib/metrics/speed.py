@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from qlora_lib.errors import UsageError
-from qlora_lib.fast.install import fast_decoder
+from qlora_lib.fast.decoders import fast_decoder
 from qlora_lib.records import Generation
 
 
