@@ -56,6 +56,11 @@ def first(values: list[float]) -> float:
 
 
 @named
+def largest(values: list[float]) -> float:
+    return max(values)
+
+
+@named
 def last(values: list[float]) -> float:
     return values[-1]
 

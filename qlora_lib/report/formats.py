@@ -20,7 +20,7 @@ def _minus(text: str) -> str:
 
 
 def _fixed(digits: int) -> Callable[[float], str]:
-    return lambda x: _minus(f"{x:,.{digits}f}")
+    return lambda x: _minus(f"{round(x, digits) + 0.0:,.{digits}f}")  # no minus before a zero
 
 
 def significant(x: float, digits: int = 3) -> str:

@@ -41,6 +41,8 @@ def define(s: Store) -> None:
         s.derive(ours(a), "ratio", rates, "times")
         errors = [f"bench.{a}.numerics.gradient_error.{who}" for who in ("fast", "stock")]
         s.derive(f"bench-gradient-error.{a}", "ratio", errors, "decimal2")
+        s.derive(f"bench-losses.{a}", "largest", [f"bench.{a}.numerics.loss_relative_differences"], "power")
+        s.derive(f"bench-losses.{a}.steps", "count", [f"bench.{a}.numerics.loss_relative_differences"], "count")
         for arm in dict.fromkeys(c.arm for c in s.benches[a].causes):
             known = [key for c in CAUSES if s.has(key := f"bench.{a}.causes.{arm}.{c}.seconds_per_token")]
             if known:
@@ -262,7 +264,27 @@ def growth(s: Store) -> list[str]:
         "{@figure-bench-scaling} shows how both grow.",
         f"Fitted to what was measured, {'; '.join(parts)}. One is in proportion; an exponent holds for the lengths drawn and "
         "no further." if parts else None,
+        _in_batches(s, a),
     )  # fmt: skip
+
+
+def _in_batches(s: Store, a: str) -> str | None:
+    """Several sequences at a time, where the compiled decoder does not apply."""
+    points = {(p.arm, p.x): p for p in s.benches[a].scaling if p.series == "decode.batch" and p.x > 1}
+    ours, stock = ({x: p for (arm, x), p in points.items() if arm == f"nf4dq_adapter.{who}"} for who in ("fast", "stock"))
+    both = [x for x in ours if x in stock and ours[x].tokens_per_second and stock[x].tokens_per_second]
+    slower = [x for x in both if ours[x].tokens_per_second < stock[x].tokens_per_second]
+    if not both:
+        return None
+    series = f"bench.{a}.scaling.decode.batch.nf4dq_adapter"
+    if len(slower) == len(both):
+        listed = ", ".join(
+            f"{{{series}.fast.{x}.tokens_per_second@decimal1}} tokens a second against "
+            f"{{{series}.stock.{x}.tokens_per_second@decimal1}} for {{{series}.fast.{x}.x}} sequences" for x in both
+        )
+        return f"Several sequences at a time this library decodes from 4-bit weights more slowly than the stock stack: {listed}."
+    which = "in some batches and slower in others" if slower else "in all of them"
+    return f"Of several sequences at a time this library decodes faster than the stock stack {which}."
 
 
 def _line(arm: str) -> str:
@@ -283,6 +305,13 @@ def numerics(s: Store) -> list[str]:
             text.append(
                 f"Against fp64 the stock stack’s gradients are off by {{{at}.gradient_error.stock@power}} and this library’s by "
                 f"{{{at}.gradient_error.fast@power}}, {{bench-gradient-error.{a}}} times as much."
+            )
+        if s.has(f"bench-losses.{a}"):
+            text.append(f"The losses of {{bench-losses.{a}.steps}} steps differ by at most {{bench-losses.{a}}} of themselves.")
+        if s.has(f"{at}.greedy.tokens"):
+            text.append(
+                f"Of {{{at}.greedy.tokens@count}} greedy tokens in {{{at}.greedy.texts}} texts {{{at}.greedy.equal@count}} are the "
+                "stock forward’s own first choice after the same tokens."
             )
         apart = f"{at}.perplexity_relative_difference.nf4dq_adapter"
         if s.has(apart):
