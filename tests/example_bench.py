@@ -15,7 +15,7 @@ SHAPES = {"4x128": 512, "4x256": 1024}  # tokens of a step
 REPEATS = {"stock": (1.0, 1.004, 0.996, 1.008, 0.992), "fast": (1.0, 0.997, 1.003, 1.002, 0.998)}  # no two rounds are alike
 SECONDS = {  # of a step at 4x128; of 50 tokens; of 1,024 scored tokens
     "training.qlora.stock": 3.8, "training.qlora.fast": 2.3, "training.full.stock": 3.4, "training.full.fast": 3.1,
-    "decode.fp32.stock": 2.3, "decode.fp32.fast": 1.9, "decode.nf4dq_adapter.stock": 5.6,
+    "decode.fp32.stock": 2.3, "decode.fp32.fast": 1.9, "decode.nf4dq_adapter.stock": 5.6, "decode.nf4dq_merged.fast": 0.9,
     "decode.nf4dq_adapter.fast": 0.9, "perplexity.fp32.stock": 1.5, "perplexity.fp32.fast": 1.4,
     "perplexity.nf4dq_adapter.stock": 2.9, "perplexity.nf4dq_adapter.fast": 1.7,
 }  # fmt: skip

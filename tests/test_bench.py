@@ -99,7 +99,7 @@ def test_the_ratios_that_the_targets_are_about_are_there_by_name(record):
 
 def test_each_measurement_has_its_repeats_or_the_reason_why_not(record):
     names = [m.name for m in record.measurements]
-    assert len(set(names)) == len(names) == 2 * 4 + 5 + 4
+    assert len(set(names)) == len(names) == 2 * 4 + 6 + 4
     for m in record.measurements:
         assert m.name.startswith(f"{m.part}.") and m.what
         if m.reason:

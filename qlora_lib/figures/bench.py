@@ -18,13 +18,15 @@ LOOKS = {  # whose -> bar
 }
 LABELS = {"stock": "transformers + PEFT + bitsandbytes", "fast": "qlora_lib"}
 METHODS = {"qlora": "QLoRA", "full": "full"}
-DECODED = {"fp32": "fp32", "nf4dq_adapter": "NF4 + DQ,\nadapter", "llama_cpp": "llama.cpp"}
+DECODED = {"fp32": "fp32", "nf4dq_adapter": "NF4 + DQ,\nadapter", "nf4dq_merged": "NF4 + DQ,\nmerged", "llama_cpp": "llama.cpp"}
+ONE_SIDED = ("nf4dq_merged", "llama_cpp")
 LIMIT = {"color": style.VERMILLION, "linestyle": (0, (3, 1.5)), "linewidth": 1.2}
 HALF = 0.19  # a bar's distance from the middle of its row
 
 CAPTION = (
     "Training, peak memory of a training step, and decoding at batch 1: the stock stack and this library, measured in "
-    "turns. Dashed: what fp32 products, or reading the weights once, would take alone. Whiskers: quartiles."
+    "turns. “Merged” is without the adapter, as after merging and quantizing again. Dashed: what fp32 products, or reading the "
+    "weights once, would take alone. Whiskers: quartiles."
 )
 
 
@@ -47,7 +49,8 @@ def draw_bench(record: BenchRecord) -> style.Figure:
         middle.set_title("(b) Memory of a step")
         middle.set_xlabel(f"peak of all tensors, {peak.name}\nless is better")
         limits = {name: limit.tokens_per_second for name, limit in record.limits.decode.items()}
-        sides = {k: _sides(by_name, f"decode.{k}") for k in DECODED if k != "llama_cpp"}
+        sides = {k: _sides(by_name, f"decode.{k}") for k in DECODED if k not in ONE_SIDED}
+        sides["nf4dq_merged"] = {"fast": by_name.get("decode.nf4dq_merged.fast")}
         sides["llama_cpp"] = {"alone": by_name.get("decode.llama_cpp")}
         _rows(right, DECODED, sides, speed, limits)
         right.set_title("(c) Decoding, batch 1")
@@ -88,7 +91,7 @@ def _rows(
     for y, name in enumerate(labels):
         for whose, m in sides[name].items():
             value, spread = value_of(m) if m else (None, None)
-            at = y + {"stock": -HALF, "fast": HALF, "alone": 0.0}[whose]
+            at = y + (0.0 if len(sides[name]) == 1 else {"stock": -HALF, "fast": HALF}[whose])
             if value is None:
                 axes.annotate(
                     NOT_MEASURED, (0, at), xycoords=("axes fraction", "data"), xytext=(3, 0),
