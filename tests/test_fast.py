@@ -1,5 +1,7 @@
 """The fast path against the stock stack: losses, gradients, dropout, the optimizer's bits, decoded tokens."""
 
+from types import SimpleNamespace
+
 import bitsandbytes as bnb
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from qlora_lib.fast import kernels
 from qlora_lib.fast.decoder import Decoder
 from qlora_lib.fast.decoders import fast_decoder
 from qlora_lib.fast.elementwise import RmsNorm, Rotary
@@ -454,3 +457,55 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is(build, monkeypatch):
     monkeypatch.setattr(decoder.base, "forward", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # an error that is not the compiler's is not hidden
         decoder.step(8)
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'numba'"), RuntimeError("cannot cache function: no locator available")])
+def test_without_a_compiler_the_plain_ways_are_taken(build, monkeypatch, error):
+    """numba is missing, or finds no folder that it may write to: stock updates, and transformers decodes."""
+    import builtins
+
+    from qlora_lib.fast import optimizer
+
+    real = builtins.__import__
+
+    def broken(name, *args, **kwargs):
+        if name in ("qlora_lib.fast.kernels", "qlora_lib.fast.decoder"):
+            raise error
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    optimizer._kernel.cache_clear()
+    try:
+        assert fast_decoder(build(method="full").eval()) is None
+        ours, theirs = matrices(0), matrices(0)
+        fast, stock = FusedAdamW8bit(ours, lr=1e-2, optim_bits=8), bnb.optim.AdamW(theirs, lr=1e-2, weight_decay=1e-2, optim_bits=8)
+        for a, b in zip(ours, theirs):
+            a.grad = torch.ones_like(a)
+            b.grad = torch.ones_like(b)
+        fast.step()
+        stock.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+    finally:
+        optimizer._kernel.cache_clear()
+
+
+def test_compiling_is_announced_once(build, monkeypatch, capsys):
+    model = build(method="full").eval()
+    decoder = Decoder.of(model)
+    decoder.start(IDS[:1, :5], 8)
+    capsys.readouterr()
+    Decoder.of(model)
+    assert capsys.readouterr().err == ""  # it is compiled now
+    monkeypatch.setattr(kernels, "compiled_before", lambda: False)
+    Decoder.of(model)
+    assert "compiling the decoder" in capsys.readouterr().err
+
+
+def test_what_an_earlier_process_compiled_is_seen(build, monkeypatch, tmp_path):
+    Decoder.of(build(method="full").eval()).start(IDS[:1, :5], 8)
+    empty = SimpleNamespace(signatures=[], stats=SimpleNamespace(cache_path=str(tmp_path)))
+    kept = SimpleNamespace(signatures=[], stats=kernels.token.stats)
+    monkeypatch.setattr(kernels, "token", empty)
+    assert not kernels.compiled_before()
+    monkeypatch.setattr(kernels, "token", kept)
+    assert kernels.compiled_before()

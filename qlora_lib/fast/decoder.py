@@ -6,6 +6,8 @@ says None for a model that the kernels do not know: another device or dtype, ano
 a sliding window, an adapter that is not plain LoRA; the caller then uses transformers' `generate`.
 """
 
+import sys
+
 import numpy as np
 import torch
 
@@ -62,6 +64,8 @@ class Decoder:
             if any(row is None for row in described):
                 return None
             rows.append(described)
+        if not k.compiled_before():
+            print("compiling the decoder for this processor, once: some seconds", file=sys.stderr, flush=True)
         return cls(model, np.array(rows, np.int64), keep)
 
     @torch.inference_mode()

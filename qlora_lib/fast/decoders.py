@@ -29,7 +29,7 @@ def fast_decoder(model, new_tokens: int | None = None):
         return StaticDecoder(model)
     try:
         from qlora_lib.fast.decoder import Decoder
-    except ImportError:
+    except (ImportError, RuntimeError):  # no numba, or no folder where it may keep what it compiles
         return None
     return Decoder.of(model)
 

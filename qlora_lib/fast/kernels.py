@@ -10,6 +10,7 @@ and 32-bit modules, with and without adapters (see the names of the columns).
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 from numba import carray, njit, prange
@@ -213,6 +214,11 @@ def token(
     if logits.size:
         normalize(x, final_norm, epsilon, normed[:hidden])
         dense_product(head, normed[:hidden], logits)
+
+
+def compiled_before() -> bool:
+    """Whether `token` was compiled on this machine already: by this process, or kept by an earlier one."""
+    return bool(token.signatures) or any(Path(token.stats.cache_path).glob("kernels.token-*.nbi"))
 
 
 # --- training: the optimizer ----------------------------------------------------------------------

@@ -73,11 +73,11 @@ class FusedAdamW8bit(bnb.optim.AdamW):
 
 @cache
 def _kernel():
-    """The compiled update, or None where numba is not installed."""
+    """The compiled update, or None where numba is not installed or cannot compile."""
     try:
         from qlora_lib.fast.kernels import adamw_8bit
         from qlora_lib.fast.threads import use_torchs_threads
-    except ImportError:
+    except (ImportError, RuntimeError):  # no numba, or no folder where it may keep what it compiles
         return None
     use_torchs_threads()
     return adamw_8bit
