@@ -54,6 +54,8 @@ RUN_WING = (
     "metrics/perplexity.py",
     "metrics/sizes.py",
     "metrics/speed.py",
+    "metrics/squad.py",
+    "metrics/win_rate.py",
     "models.py",
     "texts.py",
     "training.py",
