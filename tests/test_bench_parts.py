@@ -155,7 +155,7 @@ def test_a_decoder_that_errs_is_found_out(monkeypatch):
     from qlora_lib.bench import agreement
 
     model = inference_model(tiny.folder(), BenchSettings(**QUICK).lora, 0, as_shipped=False)
-    right = agreement._greedy
-    monkeypatch.setattr(agreement, "_greedy", lambda *args: [(t + 1) % 300 if i == 5 else t for i, t in enumerate(right(*args))])
+    right = agreement.greedy
+    monkeypatch.setattr(agreement, "greedy", lambda *args: [(t + 1) % 300 if i == 5 else t for i, t in enumerate(right(*args))])
     found = agreement.compare_texts(model, np.arange(3, 200), BenchSettings(**QUICK))
     assert found.equal < found.tokens and len(found.gaps_where_not) == found.tokens - found.equal >= 2

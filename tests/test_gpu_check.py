@@ -23,15 +23,15 @@ from qlora_lib.bench.gpu_check import CASES, OUT_OF_TIME, TINY, Device, run_case
 from qlora_lib.bench.gpu_models import SHAPES, blank_model, llama_config, random_model
 from qlora_lib.bench.gpu_record import GpuCheckRecord, contributed_sentence, read_contributed, read_gpu_check
 from qlora_lib.bench.gpu_table import to_text
-from qlora_lib.bench.predict import bandwidth_of, nf4_bytes, predict, state_bytes, trained_tensors, weight_bytes
+from qlora_lib.bench.predict import bandwidth_of, predict, trained_tensors, weight_bytes
 from qlora_lib.bench.settings import NF4_DQ
 from qlora_lib.bench.threads import use_threads
 from qlora_lib.cli import main
 from qlora_lib.config import Lora, Quantization
 from qlora_lib.cost.devices import GPUS
 from qlora_lib.cost.flops import step_flops
+from qlora_lib.cost.memory import nf4_bytes, state_bytes
 from qlora_lib.cost.shapes import ModelShape
-from qlora_lib.course import anatomy
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.hardware import DType
 from qlora_lib.metrics.sizes import count_parameters, is_adapter, tensor_bytes
@@ -99,7 +99,7 @@ def test_predicted_bytes_are_those_of_the_modules_that_transformers_and_peft_mak
     found = predict(work, None, None)
     assert (found.weight_bytes, found.trainable_bytes) == (weights + frequencies, trained)
     assert len(trained_tensors(work)) == tensors
-    assert found.optimizer_bytes == state_bytes(trained_tensors(work))
+    assert found.optimizer_bytes == state_bytes(trained_tensors(work), bits=8)
 
 
 def test_the_shapes_are_those_of_the_published_models():
@@ -122,11 +122,27 @@ def test_every_linear_layer_but_the_head_is_four_bit_with_double_quantization():
     assert type(head) is torch.nn.Linear and head.weight.dtype == torch.bfloat16
 
 
-def test_a_format_takes_what_the_lesson_on_memory_says():
-    for elements in (64, 4096, 14_336 * 4096, 1000):
-        assert nf4_bytes(elements) == anatomy.nf4_bytes(elements)
-    for tensors in ([4095], [4096, 100], [5000, 70_000, 12]):
-        assert state_bytes(tensors) == anatomy.state_bytes(tensors, bits=8)
+@pytest.mark.parametrize("elements", [64, 4096, 1000, 64 * 257, 1_000_000])
+def test_a_matrix_takes_the_bytes_that_bitsandbytes_gives_it(elements):
+    import bitsandbytes as bnb
+
+    codes, state = bnb.functional.quantize_4bit(torch.randn(1, elements), quant_type="nf4", blocksize=64, compress_statistics=True)
+    inner = state.state2
+    held = (codes, state.absmax, state.code, state.offset, inner.absmax, inner.code)
+    assert nf4_bytes(elements) == sum(tensor_bytes(t) for t in held)
+
+
+@pytest.mark.parametrize("tensors", [[4095], [4096, 100], [5000, 70_000, 12]])
+def test_8_bit_states_take_the_bytes_that_bitsandbytes_gives_them(tensors):
+    import bitsandbytes as bnb
+
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in tensors]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    optimizer = bnb.optim.AdamW(parameters, optim_bits=8)
+    optimizer.step()
+    held = {t.data_ptr(): t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)}  # tables once
+    assert state_bytes(tensors, bits=8) == sum(tensor_bytes(t) for t in held.values())
 
 
 # --- predictions ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from qlora_lib.bench.loading import training_model
 from qlora_lib.bench.record import GreedyAgreement
 from qlora_lib.bench.settings import BenchSettings
 from qlora_lib.bench.training import arms_of, batches_of
-from qlora_lib.fast.decoders import fast_decoder
+from qlora_lib.fast.decoders import fast_decoder, greedy
 from qlora_lib.fast.install import uninstall
 from qlora_lib.study import say
 
@@ -53,7 +53,7 @@ def compare_texts(model, tokens: np.ndarray, settings: BenchSettings) -> GreedyA
     equal, gaps = 0, []
     for first in np.linspace(0, len(tokens) - PROMPT, settings.agreement_texts).astype(int):
         ids = torch.from_numpy(tokens[first : first + PROMPT].astype(np.int64)).unsqueeze(0)  # [1, T]
-        made = _greedy(decoder, ids, new)
+        made = greedy(decoder, decoder.start(ids, PROMPT + new), new)
         with torch.no_grad():
             whole = torch.cat([ids, torch.tensor([made])], 1)[:, :-1]
             logits = model(input_ids=whole, use_cache=False, logits_to_keep=new).logits[0]  # [new, V]
@@ -65,14 +65,3 @@ def compare_texts(model, tokens: np.ndarray, settings: BenchSettings) -> GreedyA
             else:
                 gaps.append(high - low)
     return GreedyAgreement(texts=settings.agreement_texts, tokens=settings.agreement_texts * new, equal=equal, gaps_where_not=gaps)
-
-
-def _greedy(decoder, ids: torch.Tensor, new_tokens: int) -> list[int]:
-    """So many tokens; the end of text is not among the choices."""
-    logits, made = decoder.start(ids, ids.shape[1] + new_tokens), []
-    while True:
-        logits[decoder.ends] = -np.inf
-        made.append(int(logits.argmax()))
-        if len(made) == new_tokens:
-            return made
-        logits = decoder.step(made[-1])

@@ -9,10 +9,9 @@ to stop either.
 import copy
 from typing import Protocol
 
-import numpy as np
 import torch
 
-from qlora_lib.fast.decoders import end_tokens
+from qlora_lib.fast.decoders import end_tokens, greedy
 
 
 class Continuation(Protocol):
@@ -64,10 +63,4 @@ class FastContinuation:
         self.decoder.position = self.ids.shape[1] - 1  # what lies behind it in the cache is written again
 
     def run(self) -> list[int]:
-        token, made = int(self.ids[0, -1]), []
-        for _ in range(self.new_tokens):
-            logits = self.decoder.step(token)
-            logits[self.decoder.ends] = -np.inf  # as generate's min_new_tokens
-            token = int(logits.argmax())
-            made.append(token)
-        return made
+        return greedy(self.decoder, self.decoder.step(int(self.ids[0, -1])), self.new_tokens)

@@ -18,7 +18,8 @@ from qlora_lib.bench.record import Measurement
 from qlora_lib.bench.rounds import in_turns
 from qlora_lib.bench.settings import BenchSettings
 from qlora_lib.bench.threads import use_threads
-from qlora_lib.fast.decoders import end_tokens
+from qlora_lib.errors import one_line
+from qlora_lib.fast.decoders import end_tokens, greedy
 from qlora_lib.metrics.sizes import model_bytes
 from qlora_lib.study import say
 
@@ -97,8 +98,8 @@ def compiled_decoder(model):
     """(decoder, None), or (None, why it does not apply)."""
     try:
         from qlora_lib.fast.decoder import Decoder
-    except ImportError as e:
-        return None, f"the compiled decoder needs {e.name}, which is not installed"
+    except (ImportError, RuntimeError) as e:  # as in fast.decoders
+        return None, f"the compiled decoder cannot be used here: {one_line(str(e))}"
     decoder = Decoder.of(model)
     return decoder, None if decoder else "the compiled decoder does not know this model or this processor"
 
@@ -109,13 +110,7 @@ def fast_arm(name: str, what: str, model, ids: torch.Tensor) -> DecodeArm:
         return DecodeArm(name, what, None, reason)
 
     def run(n: int) -> list[int]:
-        logits, made = decoder.start(ids, ids.shape[1] + n), []
-        while True:
-            logits[decoder.ends] = float("-inf")  # as generate's min_new_tokens
-            made.append(int(logits.argmax()))
-            if len(made) == n:
-                return made
-            logits = decoder.step(made[-1])
+        return greedy(decoder, decoder.start(ids, ids.shape[1] + n), n)
 
     return DecodeArm(name, what, run, model_bytes=model_bytes(model).total)
 

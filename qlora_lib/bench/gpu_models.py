@@ -13,17 +13,16 @@ import torch
 
 from qlora_lib.bench.settings import NF4_DQ
 from qlora_lib.config import Quantization
-from qlora_lib.cost.shapes import ModelShape
+from qlora_lib.cost.shapes import LLAMA_8B, TINYLLAMA, ModelShape
 from qlora_lib.models import (
     import_bitsandbytes,
     keep_weights_as_packed,
     quantization_arguments,
 )
 
-# Widths of the published `config.json` of each; the one place in which this check has them.
 SHAPES = {
-    "tinyllama-1.1b": ModelShape(2048, 22, 32, 4, 64, 5632, 32_000),
-    "llama-3.1-8b": ModelShape(4096, 32, 32, 8, 128, 14_336, 128_256),
+    "tinyllama-1.1b": TINYLLAMA,
+    "llama-3.1-8b": LLAMA_8B,
     "tiny-2-layers": ModelShape(64, 2, 4, 2, 16, 192, 320),  # these two show on any machine that the check runs
     "tiny-3-layers": ModelShape(128, 3, 4, 2, 32, 256, 512),
 }

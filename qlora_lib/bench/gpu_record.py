@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
-from qlora_lib.errors import QloraError, one_line
+from qlora_lib.bench.record import read_as
+from qlora_lib.errors import QloraError
 from qlora_lib.paths import report_dir, write_atomic
 from qlora_lib.records import Part
 
@@ -115,13 +116,7 @@ class GpuCheckRecord(Part):
 
 def read_gpu_check(path: Path) -> GpuCheckRecord:
     """Read one record; a damaged or foreign file is one clear line."""
-    try:
-        return GpuCheckRecord.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise QloraError(f"no record at {path}", "Make one with: qlora bench --gpu-check") from None
-    except (ValidationError, UnicodeDecodeError, OSError) as e:
-        what = f"{path} is no record of qlora bench --gpu-check ({one_line(str(e).splitlines()[0])})"
-        raise QloraError(what, "Make it again with: qlora bench --gpu-check") from None
+    return read_as(GpuCheckRecord, path, "qlora bench --gpu-check")
 
 
 def contributed_folder() -> Path:

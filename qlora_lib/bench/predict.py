@@ -12,16 +12,14 @@ so their residual stream is fp32 too; LoRA's base and stream are in the 16-bit d
 """
 
 from dataclasses import dataclass
-from math import ceil
 
 from qlora_lib.cost.devices import find_gpu
 from qlora_lib.cost.flops import step_flops
+from qlora_lib.cost.memory import FLOAT as FP32
+from qlora_lib.cost.memory import adapter_tensors, nf4_bytes, state_bytes, weight_tensors
 from qlora_lib.cost.shapes import ModelShape
 
-FP32 = 4  # bytes
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}
-SMALLEST_8BIT = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
-STATE_BLOCK = 256  # elements of an 8-bit state that share a scale
 ROWS_AT_ONCE = 128  # of logits, in the chunked loss
 
 
@@ -63,7 +61,7 @@ def predict(work: Work, peak: float | None, bandwidth: float | None) -> Predicti
     """peak: FLOP/s of the device in `work.dtype`; bandwidth: bytes a second."""
     trained = trained_tensors(work)
     weights = weight_bytes(work)
-    fixed = weights + state_bytes(trained)
+    fixed = weights + state_bytes(trained, bits=8)
     flops = step_flops(
         work.shape, work.method, work.batch, work.length, work.rank, gradient_checkpointing=work.checkpointing
     ).hardware_flops
@@ -72,7 +70,7 @@ def predict(work: Work, peak: float | None, bandwidth: float | None) -> Predicti
     return Prediction(
         weight_bytes=weights,
         trainable_bytes=sum(trained) * FP32,
-        optimizer_bytes=state_bytes(trained),
+        optimizer_bytes=state_bytes(trained, bits=8),
         # gradients grow while activations go, so the larger of the two is what is held
         peak_bytes=fixed + max(activation_bytes(work) + temporary_bytes(work), sum(trained) * FP32),
         hardware_flops=flops,
@@ -105,25 +103,7 @@ def weight_bytes(work: Work) -> int:
 
 def trained_tensors(work: Work) -> list[int]:
     """Elements of each tensor that is trained."""
-    shape, pairs = work.shape, list(work.shape.linear_modules.values())
-    if work.method != "full":  # A is (rank, in), B is (out, rank)
-        return [work.rank * width for pair in pairs for width in pair] * shape.num_layers
-    layer = [i * o for i, o in pairs] + [shape.hidden_size] * 2
-    embeddings = [shape.vocab_size * shape.hidden_size] * (1 if shape.tied_embeddings else 2)
-    return [*embeddings, *layer * shape.num_layers, shape.hidden_size]
-
-
-def nf4_bytes(elements: int) -> int:
-    """A matrix in NF4 with double quantization: codes, 8-bit scales, their scales, two tables, a mean."""
-    blocks = ceil(elements / 64)
-    return ceil(elements / 2) + blocks + ceil(blocks / 256) * FP32 + (16 + 256 + 1) * FP32
-
-
-def state_bytes(tensors: list[int]) -> int:
-    """AdamW's two averages in 8 bits, with their scales and two tables; in fp32 for small tensors."""
-    large = [n for n in tensors if n >= SMALLEST_8BIT]
-    small = sum(tensors) - sum(large)
-    return 2 * FP32 * small + sum(2 * (n + ceil(n / STATE_BLOCK) * FP32) for n in large) + (2 * 256 * FP32 if large else 0)
+    return weight_tensors(work.shape) if work.method == "full" else adapter_tensors(work.shape, work.rank)
 
 
 # --- estimated ------------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ same machine. What was not measured is null, with the reason. Sizes in bytes, ti
 import json
 import statistics
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qlora_lib.errors import QloraError
+from qlora_lib.errors import QloraError, one_line
 from qlora_lib.paths import write_atomic
 from qlora_lib.records import DataInfo, ModelInfo, Part
+
+ALLOCATORS = ("default", "keep")
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class Measurement(Part):
@@ -193,12 +196,24 @@ class BenchRecord(Part):
 
 def read_bench(path: Path) -> BenchRecord:
     """Read one record; a damaged or foreign file is one clear line."""
+    return read_as(BenchRecord, path, "qlora bench")
+
+
+def read_benches_in(folder: Path) -> dict[str, BenchRecord]:
+    """The records of a folder by setting of the allocator, the default one first; what is absent is left out."""
+    paths = {name: Path(folder) / f"{name}.json" for name in ALLOCATORS}
+    return {name: read_bench(path) for name, path in paths.items() if path.is_file()}
+
+
+def read_as(kind: type[Record], path: Path, command: str) -> Record:
+    """A record of this kind, which `command` writes; QloraError in one line for a file that is none."""
     try:
-        return BenchRecord.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        return kind.model_validate_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise QloraError(f"no record at {path}", "Make one with: qlora bench") from None
+        raise QloraError(f"no record at {path}", f"Make one with: {command}") from None
     except (ValidationError, UnicodeDecodeError, OSError) as e:
-        raise QloraError(f"{path} is no record of qlora bench ({str(e).splitlines()[0]})", "Run qlora bench again") from None
+        what = f"{path} is no record of {command} ({one_line(str(e).splitlines()[0])})"
+        raise QloraError(what, f"Make it again with: {command}") from None
 
 
 def quartiles(values: list[float]) -> tuple[float, float] | None:

@@ -18,11 +18,10 @@ def use_threads() -> int:
     threads = int(os.environ.get("OMP_NUM_THREADS", hardware.usable_cpus()))
     if "numba" not in sys.modules:  # later it would be refused
         os.environ.setdefault("NUMBA_NUM_THREADS", str(threads))
-    try:
-        import numba
-
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    except ImportError:
-        pass  # then nothing is compiled
     torch.set_num_threads(threads)
+    try:
+        from qlora_lib.fast.threads import use_torchs_threads
+    except ImportError:
+        return threads  # without numba nothing is compiled
+    use_torchs_threads()
     return threads

@@ -221,3 +221,9 @@ def _load_json(path: str | PathLike) -> dict:
     if not isinstance(content, dict):
         raise UsageError(f"{file} holds no JSON object", "Give a model's config.json.")
     return content
+
+
+# Widths by the published `config.json` of each.
+SMOLLM2 = ModelShape(576, 30, 9, 3, 64, 1536, 49_152, tied_embeddings=True)
+TINYLLAMA = ModelShape(2048, 22, 32, 4, 64, 5632, 32_000)
+LLAMA_8B = ModelShape(4096, 32, 32, 8, 128, 14_336, 128_256)

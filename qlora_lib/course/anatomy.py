@@ -11,14 +11,13 @@ functions of qlora_lib.fast, which keep less.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import sqrt
 
+from qlora_lib.cost.memory import FLOAT, adapter_tensors, nf4_bytes, state_bytes, weight_tensors
 from qlora_lib.cost.shapes import ModelShape, resolve_targets
 from qlora_lib.fast.loss import ROWS_AT_ONCE
 
-FLOAT, INT64 = 4, 8  # bytes
-SMALLEST_8BIT = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
-STATE_BLOCK = 256  # elements of an 8-bit state that share a scale
+INT64 = 8  # bytes
 SMALLEST_PAGED = 100_000  # elements; bitsandbytes pages no smaller tensor
 RNG_STATE = 5056  # bytes; checkpointing keeps the generator's, so that a mask is drawn again the same
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -150,19 +149,6 @@ def saved_bytes(shape: ModelShape, method: Method, batch: int, length: int) -> d
 # --- weights, gradients, states ------------------------------------------------------------------
 
 
-def weight_tensors(shape: ModelShape) -> list[int]:
-    """Elements of each weight tensor of the base; a tied head is the embedding's."""
-    layer = [i * o for i, o in shape.linear_modules.values()] + [shape.hidden_size] * 2
-    embeddings = [shape.vocab_size * shape.hidden_size] * (1 if shape.tied_embeddings else 2)
-    return [*embeddings, *layer * shape.num_layers, shape.hidden_size]
-
-
-def adapter_tensors(shape: ModelShape, rank: int, targets: str | tuple[str, ...] = "all-linear") -> list[int]:
-    """Elements of each LoRA matrix: A (rank, in) and B (out, rank) for every target of every layer."""
-    pairs = [shape.linear_modules[name] for name in resolve_targets(targets)]
-    return [rank * width for pair in pairs for width in pair] * shape.num_layers
-
-
 def trained_tensors(shape: ModelShape, method: Method) -> list[int]:
     return weight_tensors(shape) if method.trains_all else adapter_tensors(shape, method.rank, method.targets)
 
@@ -174,22 +160,6 @@ def weight_bytes(shape: ModelShape, method: Method) -> int:
         for i, o in shape.linear_modules.values():
             total += shape.num_layers * (nf4_bytes(i * o) - i * o * FLOAT)
     return total + (0 if method.trains_all else sum(trained_tensors(shape, method)) * FLOAT)
-
-
-def nf4_bytes(elements: int) -> int:
-    """A matrix in NF4 with double quantization: codes, 8-bit scales, their scales, two tables, a mean."""
-    blocks = ceil(elements / 64)
-    return ceil(elements / 2) + blocks + ceil(blocks / 256) * FLOAT + (16 + 256 + 1) * FLOAT
-
-
-def state_bytes(tensors: list[int], bits: int = 32) -> int:
-    """AdamW's two averages for tensors of so many elements, as torch or bitsandbytes keep them."""
-    if bits == 32:
-        return sum(2 * n * FLOAT + FLOAT for n in tensors)  # and the number of steps
-    small = [n for n in tensors if n < SMALLEST_8BIT]
-    large = [n for n in tensors if n >= SMALLEST_8BIT]
-    scaled = sum(2 * (n + ceil(n / STATE_BLOCK) * FLOAT) for n in large)
-    return scaled + sum(2 * n * FLOAT for n in small) + (2 * 256 * FLOAT if large else 0)
 
 
 def paged(elements: int, on: str) -> bool:

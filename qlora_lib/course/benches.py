@@ -6,17 +6,13 @@ says "not measured" and goes on.
 
 from pathlib import Path
 
-from qlora_lib.bench.record import BenchRecord, read_bench
-from qlora_lib.paths import report_dir
-
-ALLOCATORS = ("default", "keep")
+from qlora_lib.bench.record import BenchRecord, read_benches_in
+from qlora_lib.paths import committed_records
 
 
 def read_benches(folder: Path | None = None) -> dict[str, BenchRecord]:
     """Allocator -> record; the default one first. folder: of the records, those of the repository unless given."""
-    folder = report_dir() / "records" / "bench" if folder is None else Path(folder)
-    paths = {name: folder / f"{name}.json" for name in ALLOCATORS}
-    return {name: read_bench(path) for name, path in paths.items() if path.is_file()}
+    return read_benches_in(committed_records("bench") if folder is None else folder)
 
 
 def ratio(bench: BenchRecord | None, name: str) -> float | None:

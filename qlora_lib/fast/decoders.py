@@ -1,5 +1,7 @@
 """Which decoder applies to a loaded model: the compiled one, the one with a static cache, or none."""
 
+import numpy as np
+
 from qlora_lib.fast.install import FAMILIES, plain
 
 CHANGES_LOGITS = (
@@ -32,6 +34,18 @@ def fast_decoder(model, new_tokens: int | None = None):
     except (ImportError, RuntimeError):  # no numba, or no folder where it may keep what it compiles
         return None
     return Decoder.of(model)
+
+
+def greedy(decoder, logits: np.ndarray, new_tokens: int) -> list[int]:
+    """Exactly so many tokens, from the first's logits on. The end of text is not among the choices, as `generate`'s
+    `min_new_tokens` has it."""
+    made: list[int] = []
+    while True:
+        logits[decoder.ends] = -np.inf
+        made.append(int(logits.argmax()))
+        if len(made) == new_tokens:
+            return made
+        logits = decoder.step(made[-1])
 
 
 def end_tokens(model) -> list[int]:

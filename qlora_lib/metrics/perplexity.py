@@ -15,9 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from qlora_lib.errors import QloraError, UsageError
-from qlora_lib.fast.install import installed
+from qlora_lib.fast.install import FAMILIES, installed
 
-PLAIN_HEAD = ("llama", "mistral", "qwen2", "qwen3")  # logits are head(hidden), with nothing after it
 LOGITS_AT_ONCE = 256  # positions; 256 x 49,152 fp32 logits are 48 MiB
 
 
@@ -102,7 +101,7 @@ def token_nll(model, batch: torch.Tensor) -> torch.Tensor:
     would be the largest tensor of an evaluation.
     """
     targets = batch[:, 1:]
-    if getattr(getattr(model, "config", None), "model_type", None) not in PLAIN_HEAD:
+    if getattr(getattr(model, "config", None), "model_type", None) not in FAMILIES:  # in these, logits are head(hidden), with nothing after it
         logits = model(input_ids=batch).logits[:, :-1].float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
     decoder, head = model.get_decoder(), model.get_output_embeddings()

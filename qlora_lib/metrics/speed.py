@@ -9,11 +9,10 @@ import statistics
 import time
 from functools import partial
 
-import numpy as np
 import torch
 
 from qlora_lib.errors import UsageError
-from qlora_lib.fast.decoders import fast_decoder
+from qlora_lib.fast.decoders import fast_decoder, greedy
 from qlora_lib.records import Generation
 
 
@@ -79,11 +78,5 @@ def _generate(model, tokenizer, inputs, new_tokens: int) -> list[int]:
 
 
 def _decode(decoder, inputs, capacity: int, new_tokens: int) -> list[int]:
-    """The same by the decoder, whose cache holds `capacity` tokens. The end of text is not among the choices, as `min_new_tokens` has it there."""
-    logits, tokens = decoder.start(inputs["input_ids"], capacity), []
-    while True:
-        logits[decoder.ends] = -np.inf
-        tokens.append(int(logits.argmax()))
-        if len(tokens) == new_tokens:
-            return tokens
-        logits = decoder.step(tokens[-1])
+    """The same by the decoder, whose cache holds `capacity` tokens."""
+    return greedy(decoder, decoder.start(inputs["input_ids"], capacity), new_tokens)

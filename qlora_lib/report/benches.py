@@ -6,15 +6,24 @@ model, or of a quick run, says nothing of a profile and is left out. `flat` lays
 measurements, points, fits and causes under their own names: measurements.training.4x128.qlora.fast.tokens_per_second.
 """
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from qlora_lib.bench.record import BenchRecord, Cause, Fit, Measurement, Ratio, ScalingPoint, read_bench
+from qlora_lib.bench.record import (
+    ALLOCATORS,
+    BenchRecord,
+    Cause,
+    Fit,
+    Measurement,
+    Ratio,
+    ScalingPoint,
+    read_bench,
+    read_benches_in,
+)
 from qlora_lib.errors import QloraError, nearest
 from qlora_lib.paths import committed_records, results_dir
 
 Benches = dict[str, BenchRecord]  # by setting of the allocator, in the order of ALLOCATORS
-ALLOCATORS = ("default", "keep")
 
 # Lists of a record and what names one of their members.
 _NAMED = {
@@ -29,15 +38,12 @@ _NAMED = {
 def read_benches(model: str, source: Literal["auto", "own", "committed"] = "auto") -> Benches:
     """The bench records of `model`, by allocator; empty where there are none. Own ones come before committed ones."""
     own, committed = results_dir("bench.json"), committed_records("bench")
-    if source in ("auto", "own") and (found := _read([own], model)):
+    if source in ("auto", "own") and own.is_file() and (found := _of(model, [read_bench(own)])):
         return found
-    if source in ("auto", "committed"):
-        return _read([committed / f"{allocator}.json" for allocator in ALLOCATORS], model)
-    return {}
+    return _of(model, read_benches_in(committed).values()) if source in ("auto", "committed") else {}
 
 
-def _read(paths: list[Path], model: str) -> Benches:
-    found = [read_bench(path) for path in paths if path.is_file()]
+def _of(model: str, found: Iterable[BenchRecord]) -> Benches:
     kept = {r.provenance.allocator: r for r in found if r.model.name == model and not r.settings.get("quick")}
     return {allocator: kept[allocator] for allocator in ALLOCATORS if allocator in kept}
 

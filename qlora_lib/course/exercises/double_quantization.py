@@ -3,7 +3,7 @@
 import torch
 
 from qlora_lib import style
-from qlora_lib.cost.shapes import ModelShape
+from qlora_lib.cost.shapes import TINYLLAMA
 from qlora_lib.course.answers import Case, Choice, Function, Mistake, Number
 from qlora_lib.quantization import bits_per_parameter, dynamic_map, exact_bits_per_parameter, quantize_4bit
 
@@ -216,7 +216,6 @@ WHOLE_MODEL = Number(
 
 # --- 02.5 ----------------------------------------------------------------------------------------
 
-TINYLLAMA = ModelShape(2048, 22, 32, 4, 64, 5632, 32_000)
 STAYS = {
     "nothing": "load_in_4bit replaces linear layers only, and not all of them.",
     "norms": "the norms stay, but they are not alone: an embedding is no linear layer either, and one linear layer is "

@@ -4,7 +4,7 @@ from math import prod
 
 from qlora_lib import style
 from qlora_lib.cost.devices import GIB, GPUS
-from qlora_lib.course.anatomy import adapter_tensors
+from qlora_lib.cost.memory import adapter_tensors
 from qlora_lib.course.answers import Case, Choice, Function, Mistake, Number
 from qlora_lib.course.exercises.memory import LLAMA_8B, SMOLLM2
 

@@ -11,15 +11,12 @@ import numpy as np
 import torch
 
 from qlora_lib import style
-from qlora_lib.cost.shapes import ALL_LINEAR, ModelShape
+from qlora_lib.cost.shapes import ALL_LINEAR, TINYLLAMA, ModelShape
 from qlora_lib.course.answers import Case, Choice, Function, Mistake, Number
 from qlora_lib.quantization import dequantize_4bit, quantize_4bit
 
 RANK, ALPHA = 16, 32
 SIGMAS = 576  # of 03.1
-TINYLLAMA = ModelShape(
-    hidden_size=2048, num_layers=22, num_heads=32, num_kv_heads=4, head_dim=64, intermediate_size=5632, vocab_size=32000
-)
 NARROW = replace(TINYLLAMA, hidden_size=768)  # the width that the study prints
 
 

@@ -2,25 +2,13 @@
 
 from math import ceil, sqrt
 
-from qlora_lib.cost.shapes import ModelShape
-from qlora_lib.course.anatomy import (
-    FLOAT,
-    STATE_BLOCK,
-    Method,
-    adapter_tensors,
-    anatomy,
-    layer_tensors,
-    paged,
-    saved_bytes,
-    weight_tensors,
-)
+from qlora_lib.cost.memory import FLOAT, STATE_BLOCK, adapter_tensors, weight_tensors
+from qlora_lib.cost.shapes import LLAMA_8B, SMOLLM2, TINYLLAMA
+from qlora_lib.course.anatomy import Method, anatomy, layer_tensors, paged, saved_bytes
 from qlora_lib.course.answers import Case, Choice, Function, Mistake, Number
 from qlora_lib.figures.talk import draw_memory_anatomy
 
 MIB = 2**20
-SMOLLM2 = ModelShape(576, 30, 9, 3, 64, 1536, 49_152, tied_embeddings=True)
-TINYLLAMA = ModelShape(2048, 22, 32, 4, 64, 5632, 32_000)
-LLAMA_8B = ModelShape(4096, 32, 32, 8, 128, 14_336, 128_256)
 FULL = Method("full")
 QLORA = Method("qlora", rank=16, dropout=0.05, four_bit=True, optimizer_bits=8)
 
