@@ -98,8 +98,10 @@ def compiled_decoder(model):
     """(decoder, None), or (None, why it does not apply)."""
     try:
         from qlora_lib.fast.decoder import Decoder
-    except (ImportError, RuntimeError) as e:  # as in fast.decoders
-        return None, f"the compiled decoder cannot be used here: {one_line(str(e))}"
+    except ImportError as e:
+        return None, f"the compiled decoder needs {e.name}, which is not installed"
+    except RuntimeError as e:  # numba has no folder where it may keep what it compiles
+        return None, f"the compiled decoder cannot be made here: {one_line(str(e))}"
     decoder = Decoder.of(model)
     return decoder, None if decoder else "the compiled decoder does not know this model or this processor"
 
