@@ -6,6 +6,7 @@ an unknown key, a wrong type or an impossible value is one line that names the k
 valid one. Precedence, lowest first: defaults here, the profile, the arm, `--set` on the command line.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,6 +134,29 @@ class ArmEntry(Section):
     set: dict[str, Any] = Field(default_factory=dict)
 
 
+class Sweep(Section):
+    """Arms that differ in a few settings: one for each combination of values, with each seed."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    label: str
+    method: Method
+    set: dict[str, Any] = Field(default_factory=dict)  # what its arms share
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
+
+    def arms(self) -> list[ArmEntry]:
+        return [self._arm(values, seed) for values in product(*self.vary.values()) for seed in self.seeds]
+
+    def _arm(self, values: tuple, seed: int) -> ArmEntry:
+        shown = [f"{v:g}" if isinstance(v, float) else "-".join(v) if isinstance(v, list) else str(v) for v in values]
+        return ArmEntry(
+            name=f"{'-'.join([self.name, *shown])}-s{seed}".lower(),
+            label=f"{self.label}, {', '.join(shown)}, seed {seed}",
+            method=self.method,
+            set=self.set | dict(zip(self.vary, values)) | {"seed": seed},
+        )
+
+
 class Settings(Section):
     """What one arm runs with."""
 
@@ -154,9 +178,11 @@ class Profile(Settings):
     needs: Needs
     search: Search | None = None
     arms: list[ArmEntry] = Field(min_length=1)
+    sweeps: list[Sweep] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _arms_fit(self):
+        self.arms = self.arms + [arm for sweep in self.sweeps for arm in sweep.arms()]
         names = [a.name for a in self.arms]
         if len(set(names)) != len(names):
             raise ValueError("two arms have the same name")

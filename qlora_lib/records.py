@@ -52,8 +52,10 @@ class DataInfo(Part):
     train_tokens: int | None  # in the whole training split
     eval_tokens: int | None  # in the whole test split
     vocabulary_size: int | None = None
-    window_length: int | None = None
-    splits: dict[str, SplitStatistics] = Field(default_factory=dict)
+    window_length: int | None = None  # of a task: the longest example that is kept, in tokens
+    splits: dict[str, SplitStatistics] = Field(default_factory=dict)  # of a task: documents are examples
+    task: str | None = None  # instructions, classification, qa, chat; null: language modelling
+    left_out: dict[str, int] = Field(default_factory=dict)  # why -> examples that are in no split, or too long to learn
 
 
 class Parameters(Part):
@@ -102,6 +104,7 @@ class Train(Part):
     optimizer: Optimizer
     gradient_bytes: int | None = None  # all .grad tensors at their largest
     resumed_from_step: int | None = None
+    response_tokens: int | None = None  # of a task: the tokens that were learned, of `tokens`
     fast_path: list[str] = Field(default_factory=list)  # what qlora_lib.fast replaced; empty: the stock stack
 
 
@@ -119,6 +122,42 @@ class Perplexity(Part):
     tokens_scored: int
     window_nll_before: list[float] = Field(default_factory=list)  # mean nats a token, by window
     window_nll_after: list[float] = Field(default_factory=list)
+
+
+class Metric(Part):
+    """One metric on the same test examples before and after training.
+
+    Intervals are of 95 %, by resampling examples (2,000 draws); the difference is after less before, paired.
+    """
+
+    unit: str  # "%" or "perplexity"
+    higher_is_better: bool
+    before: float | None
+    after: float | None
+    before_interval: tuple[float, float] | None = None
+    after_interval: tuple[float, float] | None = None
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
+    before_each: list[float] = Field(default_factory=list)  # by example; of a perplexity: mean nats a response token
+    after_each: list[float] = Field(default_factory=list)
+
+
+class Sample(Part):
+    """One test example with what the model wrote, word for word."""
+
+    prompt: str
+    expected: str
+    before: str | None
+    after: str | None
+
+
+class TaskResult(Part):
+    task: str  # classification, qa, instructions, chat
+    protocol: str
+    n: int  # test examples scored
+    prompts_cut: int  # of these, prompts longer than the context, cut at their beginning
+    metrics: dict[str, Metric]  # accuracy | exact_match, f1 | response_perplexity
+    samples: list[Sample] = Field(default_factory=list)
 
 
 class Generation(Part):
@@ -174,6 +213,7 @@ class RunRecord(Part):
     hfu: float | None = None
     peak: Peak | None = None
     perplexity: Perplexity | None = None
+    task: TaskResult | None = None  # of an arm whose data are a task's; its `perplexity` is null
     generation: Generation | None = None
     provenance: Provenance
     files: dict[str, str] = Field(default_factory=dict)  # file beside the record -> SHA-256
@@ -216,12 +256,26 @@ def read_records(folder: Path) -> dict[str, RunRecord]:
     return {r.arm: r for r in records}
 
 
-def records_of(profile: str, source: Literal["auto", "own", "committed"] = "auto"):
-    """(records by arm, where they came from) of a profile.
+Source = Literal["auto", "own", "committed"]
+
+
+def records_of(profile: str, source: Source = "auto") -> tuple[dict[str, RunRecord], str]:
+    """(records of the language-modelling arms by name, where they came from) of a profile.
 
     `auto` takes this machine's own results when there are any, else those that the repository
     carries. The second value is a sentence for the page that shows them.
     """
+    records, where = _all_records_of(profile, source)
+    return {name: r for name, r in records.items() if r.data.task is None}, where
+
+
+def task_records_of(profile: str, source: Source = "auto") -> tuple[dict[str, RunRecord], str]:
+    """The same of the arms whose data are a task's; there may be none."""
+    records, where = _all_records_of(profile, source)
+    return {name: r for name, r in records.items() if r.data.task is not None}, where
+
+
+def _all_records_of(profile: str, source: Source) -> tuple[dict[str, RunRecord], str]:
     own, committed = results_dir(profile), committed_records(profile)
     if source in ("auto", "own") and (records := read_records(own)):
         return records, f"measured on this machine ({own.name} results)"
