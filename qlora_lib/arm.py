@@ -20,16 +20,13 @@ from qlora_lib.errors import QloraError
 from qlora_lib.hardware import quiet_logs
 from qlora_lib.job import ADAPTER_DIR, SCRATCH, MODEL_DIR, Job
 from qlora_lib.records import (
-    RECORD_NAME,
     ModelInfo,
     Parameters,
     Peak,
-    Perplexity,
     Provenance,
     RunRecord,
     SizeBytes,
     Train,
-    read_record,
 )
 
 
@@ -54,13 +51,17 @@ def run(job: Job) -> RunRecord:
     say = lambda text: print(f"[{job.arm.name}] {text}", file=sys.stderr, flush=True)  # noqa: E731
 
     with stages("start"):
+        if unsloths := s.runtime.backend == "unsloth":
+            from qlora_lib import unsloth
+
+            unsloth.require()  # before the stack, which it changes, and before any download
         import torch
 
         from qlora_lib import hardware, models
         from qlora_lib.assets import resolve_model
-        from qlora_lib.data import prepare
         from qlora_lib.metrics.memory import peak_resident_bytes
         from qlora_lib.metrics.sizes import count_parameters, model_bytes
+        from qlora_lib.scoring import finite_loss, make_scoring, prepare_data, scored_before
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", hardware.usable_cpus())))
         torch.manual_seed(s.seed)
@@ -69,14 +70,14 @@ def run(job: Job) -> RunRecord:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all that is needed is here now
     with stages("data"):
         tokenizer = models.load_tokenizer(asset.path)
-        data = prepare(s.data.name, s.data.text_column, s.data.window_length, tokenizer)
-        test_tokens = _evaluation_tokens(data, s)
-        if method != "base":  # too little text is told before a model is loaded
+        data = prepare_data(s, tokenizer)
+        scoring = make_scoring(data, s, tokenizer)
+        if method != "base" and data.info.task is None:  # too little text is told before a model is loaded
             data.windows("train"), data.windows("validation")
     with stages("load"):
         dtype = hardware.choose_dtype(s.train.precision, on)
         model = _load(job, asset.path, dtype, on)
-        if dtype.name == "fp16" and not _finite_loss(model, data):
+        if dtype.name == "fp16" and not finite_loss(model, data):
             del model
             dtype = hardware.DType("fp32", "fp16 gave a loss that is not finite on this model")
             model = _load(job, asset.path, dtype, on)
@@ -84,24 +85,27 @@ def run(job: Job) -> RunRecord:
             model.requires_grad_(False)
         footprint = model.get_memory_footprint()
 
-    ppl = generation = outcome = None
+    generation = outcome = flops = None
     peak_before = 0
-    flops = None
+    what = "perplexity" if data.info.task is None else "score"
     if s.evaluation.perplexity:
-        with stages("perplexity"):
-            ppl = _scored_before(job, dtype)
-            if ppl is None:
-                say("perplexity of the base")
-                ppl = _perplexity_record(_perplexity(model, test_tokens, s), s)
+        with stages(what):
+            earlier = scored_before(job.before_from, dtype.name, method)
+            if earlier and scoring.take(earlier):
+                notes.append(f"{what} before training: measured by arm '{job.before_from.name}', same base and test data")
             else:
-                notes.append(f"perplexity before training: measured by arm '{job.before_from.name}', same base and windows")
+                say(f"{what} of the base")
+                scoring.before(model)
     if method != "base":
         with stages("load"):
             from qlora_lib.training import train
 
-            model = models.prepare_for_training(model, method, s.train.gradient_checkpointing)
-            if method in ("lora", "qlora"):
-                model = models.attach_lora(model, s.lora, s.seed)
+            if unsloths:
+                model = unsloth.attach(model, s)
+            else:
+                model = models.prepare_for_training(model, method, s.train.gradient_checkpointing)
+                if method in ("lora", "qlora"):
+                    model = models.attach_lora(model, s.lora, s.seed)
         peak_before = peak_resident_bytes()  # training resets the meter
         say(f"training ({method}, {dtype.name}: {dtype.reason})")
         with stages("train"):
@@ -109,12 +113,12 @@ def run(job: Job) -> RunRecord:
         if outcome.stopped:
             say(f"stopped: {outcome.stopped}")
         elif s.evaluation.perplexity:
-            with stages("perplexity"):
-                say("perplexity after training")
-                after = _perplexity(model, test_tokens, s)
-                ppl.after, ppl.window_nll_after = after["perplexity"], after["window_nll"]
-        with stages("flops"):
-            flops = _flops(model.config, s, method)
+            with stages(what):
+                say(f"{what} after training")
+                scoring.after(model)
+        if data.info.task is None:  # FLOPs are counted for windows of one length
+            with stages("flops"):
+                flops = _flops(model.config, s, method)
     if s.evaluation.new_tokens and not (outcome and outcome.stopped):
         with stages("decode"):
             from qlora_lib.metrics.speed import decode_speed
@@ -124,7 +128,7 @@ def run(job: Job) -> RunRecord:
                 model.gradient_checkpointing_disable()  # it excludes the key/value cache
             generation = decode_speed(model, tokenizer, s.evaluation.prompt, s.evaluation.new_tokens, s.evaluation.repeats, s.runtime.fast)
     with stages("peak"):
-        peak = hardware.peak_flops(dtype, on) if outcome else None
+        peak = hardware.peak_flops(dtype, on) if flops else None
 
     bytes_ = model_bytes(model)
     with stages("save"):
@@ -154,7 +158,7 @@ def run(job: Job) -> RunRecord:
         ),
         train=outcome.train if outcome else None,
         **_utilization(flops, outcome.train if outcome else None, peak),
-        perplexity=ppl,
+        **scoring.result(),
         generation=generation,
         provenance=Provenance(
             cache_key=job.key,
@@ -190,6 +194,10 @@ def _load(job: Job, base: Path, dtype, on: str):
     from qlora_lib.config import Quantization
 
     s = job.settings
+    if s.runtime.backend == "unsloth":
+        from qlora_lib import unsloth
+
+        return unsloth.load(base, s, job.arm.method, dtype)
     weights = models.weight_dtype(job.arm.method, dtype)
     if job.derived_from is None:
         return models.load_base(base, s.quantization, weights, on)
@@ -202,59 +210,6 @@ def _load(job: Job, base: Path, dtype, on: str):
         plain.save_pretrained(merged)
         del plain
         return models.load_base(Path(merged), s.quantization, weights, on)
-
-
-def _evaluation_tokens(data, s: Settings):
-    """The stretch of the evaluation split that is scored: whole windows from its beginning.
-
-    Only whole ones, so that each weighs the same in paired comparisons.
-    """
-    e, tokens = s.evaluation, data.tokens[s.evaluation.split]
-    if e.perplexity and len(tokens) < 2:
-        raise QloraError(f"the {e.split} split of '{data.info.name}' holds {len(tokens)} tokens", "Give more text")
-    whole = 1 + max(0, len(tokens) - e.context) // e.stride
-    return tokens[: e.context + (min(whole, e.windows or whole) - 1) * e.stride]
-
-
-def _perplexity(model, tokens, s: Settings) -> dict:
-    from qlora_lib.metrics.perplexity import perplexity
-
-    e = s.evaluation
-    return perplexity(model, tokens, e.context, e.stride, e.batch_size, progress=sys.stderr.isatty(), fast=s.runtime.fast)
-
-
-def _scored_before(job: Job, dtype) -> Perplexity | None:
-    """The base's perplexity from the arm that measured it, where its weights were the same."""
-    if job.before_from is None:
-        return None
-    record = read_record(job.before_from / RECORD_NAME)
-    if record.perplexity is None or record.provenance.dtype != dtype.name:
-        return None
-    if job.arm.method == "full" and dtype.name != "fp32":  # its weights are wider than the base's
-        return None
-    return record.perplexity.model_copy(update={"after": None, "window_nll_after": []})
-
-
-def _perplexity_record(before: dict, s: Settings) -> Perplexity:
-    e = s.evaluation
-    return Perplexity(
-        before=before["perplexity"],
-        after=None,
-        protocol=f"{before['protocol']}, {e.split} split",
-        context=e.context,
-        stride=e.stride,
-        tokens_scored=before["tokens_scored"],
-        window_nll_before=before["window_nll"],
-    )
-
-
-def _finite_loss(model, data) -> bool:
-    import torch
-
-    from qlora_lib.metrics.perplexity import token_nll
-
-    window = torch.from_numpy(data.windows("validation")[:1].astype("int64")).to(model.device)
-    return bool(torch.isfinite(token_nll(model, window)).all())
 
 
 def _flops(config, s: Settings, method: str):
@@ -276,7 +231,7 @@ def _flops(config, s: Settings, method: str):
 
 def _utilization(flops, trained: Train | None, peak) -> dict:
     """FLOPs of a step, and the share of the peak that the step reached."""
-    if trained is None:
+    if trained is None or flops is None:
         return {}
     rate, what = peak
     share = lambda n: n / trained.seconds_per_step / rate if rate else None  # noqa: E731

@@ -124,6 +124,8 @@ def _nearest_key(model: type[BaseModel], loc: list[str]) -> str:
     if parents and (entry := _entry_of(model, parents[0])):
         return nearest(last, entry.model_fields)
     keys = [*dotted_keys(model), *model.model_fields]
+    if misplaced := [k for k in keys if k.endswith(f".{last}")]:  # right, but for its section
+        return nearest(last, misplaced)
     here = [k for k in keys if k.startswith(prefix + ".")] if prefix else list(model.model_fields)
     hint = nearest(".".join(loc), here or keys)
     return hint if hint.startswith("Did") else nearest(".".join(loc), keys)

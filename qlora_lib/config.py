@@ -6,6 +6,7 @@ an unknown key, a wrong type or an impossible value is one line that names the k
 valid one. Precedence, lowest first: defaults here, the profile, the arm, `--set` on the command line.
 """
 
+import fnmatch
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,9 +33,9 @@ class Model(Section):
 
 
 class Data(Section):
-    name: str = Field(min_length=1)  # registered name, or a text/JSONL/CSV/TSV/Parquet file or folder
+    name: str = Field(min_length=1)  # registered text or task, or a local file or folder of one
     text_column: str = "text"  # of JSONL, CSV, TSV and Parquet
-    window_length: int = Field(128, ge=8, le=131072)  # tokens in a training example
+    window_length: int = Field(128, ge=8, le=131072)  # tokens in a training example; of a task: at most
 
 
 class Quantization(Section):
@@ -74,7 +75,7 @@ class Train(Section):
     precision: DType = "auto"  # of activations and products; auto: by device, with a reason
     gradient_checkpointing: bool = False
     eval_every: int = Field(8, ge=1)  # steps between validations
-    eval_windows: int = Field(8, ge=1)  # of the validation split, of data.window_length
+    eval_windows: int = Field(8, ge=1)  # of the validation split, of data.window_length; of a task: examples
     eval_batch_size: int = Field(4, ge=1)
     save_every: int = Field(0, ge=0)  # steps between checkpoints to resume from; 0: none
     keep_model: bool = True  # save the trained weights or adapter beside the record
@@ -84,9 +85,11 @@ class Evaluation(Section):
     split: Literal["validation", "test"] = "test"
     context: int = Field(256, ge=2, le=131072)
     stride: int = Field(256, ge=1)
-    windows: int | None = Field(None, ge=1)  # the first so many; null: all
+    windows: int | None = Field(None, ge=1)  # the first so many; null: all; of a task: test examples
     batch_size: int = Field(2, ge=1)
-    perplexity: bool = True
+    perplexity: bool = True  # of a task: its own metric
+    answer_tokens: int = Field(48, ge=1)  # of a task: the longest answer that the model may give
+    samples: int = Field(4, ge=0)  # of a task: test examples kept word for word, with the model's answers
     new_tokens: int = Field(50, ge=0)  # greedy decode that is timed; 0: none
     repeats: int = Field(3, ge=1)
     prompt: str = "The history of the city begins"
@@ -99,6 +102,7 @@ class Evaluation(Section):
 
 
 class Runtime(Section):
+    backend: Literal["peft", "unsloth"] = "peft"  # who loads the base and attaches adapters; unsloth needs CUDA
     threads: int | None = Field(None, ge=1)  # null: one a physical core that this process may use
     keep_freed_memory: bool = True  # glibc: reuse large blocks in place of returning them
     meter_tensors: bool = True  # follow allocator events through one training step
@@ -204,6 +208,19 @@ class Profile(Settings):
             f"profile '{self.name}' has no arm '{name}'", nearest(name, [a.name for a in self.arms])
         )
 
+    def arms_like(self, patterns: list[str]) -> list[str]:
+        """Names of the arms that run and match one of the shell patterns."""
+        running = [arm.name for arm in self.arms if arm.runs]
+        for pattern in patterns:
+            if not fnmatch.filter(running, pattern):
+                raise UsageError(f"profile '{self.name}' runs no arm like '{pattern}'", nearest(pattern, running))
+        return [name for name in running if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+    def assets(self) -> list[str]:
+        """Names of every model and data set that its arms need, each once."""
+        settings = [self.settings(arm) for arm in self.arms if arm.runs]
+        return list(dict.fromkeys(name for s in settings for name in (s.model.name, s.data.name)))
+
     def arm_of_method(self, method: str) -> ArmEntry:
         """The first arm that runs this method."""
         for arm in self.arms:
@@ -232,7 +249,20 @@ class Profile(Settings):
                 f"quantization.format is '{settings.quantization.format}' in {where}",
                 f"Method {arm.method} trains on 16/32-bit weights: set it to none, or use qlora",
             )
+        if settings.runtime.backend == "unsloth":
+            check_unsloth(settings, arm.method, where)
         return settings
+
+
+def check_unsloth(settings: Settings, method: str, where: str) -> None:
+    """Unsloth's loader quantizes to NF4 with double quantization or not at all, and its layers are its own."""
+    q = settings.quantization
+    if method not in ("lora", "qlora"):
+        raise UsageError(f"runtime.backend is 'unsloth' with method {method} in {where}", "It serves lora and qlora: set it to peft")
+    if method == "qlora" and (q.format, q.double_quant) != ("nf4", True):
+        raise UsageError(f"runtime.backend is 'unsloth' without NF4 and double quantization in {where}", "Set quantization.format to nf4 and quantization.double_quant to true, or the back end to peft")
+    if settings.runtime.fast:
+        raise UsageError(f"runtime.backend is 'unsloth' and runtime.fast is true in {where}", "Both replace the model's forwards: set runtime.fast to false")
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -283,3 +313,16 @@ def parse_overrides(assignments) -> dict[str, Any]:
         key, quoted = key.strip(), value.strip()[:1] in ("'", '"')
         overrides[key] = value.strip() if key in texts and not quoted else parse_yaml(value, f"--set {key}")
     return overrides
+
+
+def parse_settings(kind: type[Section], assignments, values: dict[str, Any], where: str):
+    """A settings section from `["key=value", ...]` on top of `values`."""
+    for text in assignments:
+        key, sep, value = text.partition("=")
+        if not sep or not key.strip():
+            raise UsageError(f"{where} {text!r} is no assignment", f"Write {where} key=value")
+        key = key.strip()
+        if key not in kind.model_fields:
+            raise UsageError(f"unknown key '{key}' in {where}", nearest(key, kind.model_fields))
+        values = values | {key: value.strip() if kind.model_fields[key].annotation is str else parse_yaml(value, f"{where} {key}")}
+    return validate(kind, values, where)

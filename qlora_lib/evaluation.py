@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qlora_lib import hardware
-from qlora_lib.config import Quantization
+from qlora_lib.config import Evaluation, Quantization
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.records import RECORD_NAME, read_record
 
@@ -79,18 +79,71 @@ def evaluate_perplexity(
     result = perplexity(loaded, tokens, context, stride, batch_size, progress=sys.stderr.isatty())
     return {
         "task": "perplexity",
-        "model": asset.name,
-        "revision": asset.revision,
-        "adapter": str(adapter) if adapter else None,
-        "quantization": quantization if quantization in ("none", "int8") else f"{quantization}{'+dq' if double_quant else ''}",
-        "dtype": chosen.name,
-        "dtype_reason": chosen.reason,
+        **what_ran(asset, adapter, quantization, double_quant, chosen),
         "data": f"{data}, test split" if registered else str(data),
         "protocol": result["protocol"],
         "n": result["tokens_scored"],
         "tokens_scored": result["tokens_scored"],
         "perplexity": result["perplexity"],
         "confidence_interval": interval(result["window_nll"], result["window_tokens"]),
+    }
+
+
+KINDS = {"sst2": ("classification",), "squad": ("qa",), "responses": ("instructions", "chat")}
+
+
+def evaluate_task(
+    model: str,
+    task: str,
+    data: str,
+    adapter: Path | None = None,
+    quantization: str = "none",
+    double_quant: bool = True,
+    context: int = 512,
+    examples: int | None = None,
+    batch_size: int = 1,
+    answer_tokens: int = 48,
+    dtype: str = "auto",
+) -> dict:
+    """`sst2` (accuracy), `squad` (exact match, F1) or `responses` (perplexity of an instruction set's answers)."""
+    from qlora_lib.metrics.tasks import estimate, score_task
+    from qlora_lib.tasks.load import load_task
+
+    loaded_data = load_task(data)
+    if loaded_data.task not in KINDS[task]:
+        raise UsageError(
+            f"task {task} needs data for {KINDS[task][0]}, and '{data}' is for {loaded_data.task}", "See: qlora eval --help"
+        )
+    settings = Evaluation(context=context, stride=context, batch_size=batch_size, answer_tokens=answer_tokens)
+    chosen_examples = loaded_data.splits["test"][:examples]
+    loaded, tokenizer, asset, chosen = load_for_use(model, adapter, quantization, double_quant, dtype)
+    scores = score_task(loaded, tokenizer, loaded_data.task, chosen_examples, settings, progress=sys.stderr.isatty())
+    estimates = {name: estimate(each, scores.weights, name.endswith("perplexity")) for name, each in scores.each.items()}
+    first = next(iter(estimates.values()))
+    return {
+        "task": task,
+        **what_ran(asset, adapter, quantization, double_quant, chosen),
+        "data": f"{loaded_data.name}, test split",
+        "stand_in_for": loaded_data.stand_in_for,
+        "left_out": loaded_data.left_out,
+        "protocol": scores.protocol,
+        "n": len(chosen_examples),
+        "prompts_cut": scores.prompts_cut,
+        **{name: value for name, (value, _) in estimates.items()},
+        "confidence_interval": first[1],
+        "confidence_intervals": {name: spread for name, (_, spread) in estimates.items()},
+    }
+
+
+def what_ran(asset, adapter, quantization: str, double_quant: bool, chosen) -> dict:
+    """What was evaluated, in the words of `--json`."""
+    return {
+        "model": asset.name,
+        "revision": asset.revision,
+        "adapter": str(adapter) if adapter else None,
+        "quantization": quantization if quantization in ("none", "int8") else f"{quantization}{'+dq' if double_quant else ''}",
+        "dtype": chosen.name,
+        "dtype_reason": chosen.reason,
     }
 
 

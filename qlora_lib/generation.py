@@ -5,14 +5,19 @@ chosen as transformers chooses it, by its own top-k, top-p and temperature. All 
 thread.
 """
 
+import json
+import sys
 from pathlib import Path
 from threading import Event, Thread
 from typing import Callable, Iterator
 
 import numpy as np
 
-from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.errors import QloraError, UsageError, one_line
 from qlora_lib.fast.decoders import fast_decoder
+
+Messages = list[dict[str, str]]  # of role and content
+ROLES = ("system", "user", "assistant")
 
 
 def stream(
@@ -37,19 +42,33 @@ def stream(
 
 
 def stream_from(
-    model, tokenizer, prompt: str, chat: bool = False, max_new_tokens: int = 100, temperature: float = 0.0, seed: int = 0
+    model,
+    tokenizer,
+    prompt: str | Messages,
+    chat: bool = False,
+    max_new_tokens: int = 100,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> Iterator[str]:
-    """The same for a model that is loaded already."""
+    """The same for a model that is loaded already; `prompt` may also be the messages of a chat, which is answered.
+
+    Raises: UsageError for a prompt that fills the context of the model; where only some of the new tokens have room, there
+    are fewer of them.
+    """
     import torch
     from transformers import TextIteratorStreamer
 
-    if chat:
-        if not tokenizer.chat_template:
-            raise UsageError("this model has no chat template", "Leave --chat out")
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
+    if chat or not isinstance(prompt, str):
+        prompt = chat_prompt(tokenizer, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    length, context = inputs.input_ids.shape[1], getattr(model.config, "max_position_embeddings", None)
+    if length == 0:
+        raise UsageError("the prompt has no tokens", "Give some text")
+    if context and length >= context:
+        raise UsageError(f"the prompt has {length} tokens, and the context of this model is {context}", "Give a shorter prompt")
+    if context and length + max_new_tokens > context:
+        max_new_tokens = context - length
+        print(f"note: after a prompt of {length} tokens the context of {context} has room for {max_new_tokens}", file=sys.stderr)
     decoder = fast_decoder(model, max_new_tokens)
     choose = chooser(model.generation_config, temperature, seed) if decoder else None
     if choose is not None:
@@ -90,6 +109,66 @@ def stream_from(
     if failure:
         raise QloraError(f"generation failed: {failure[0]}", "Try a shorter prompt or another --dtype")
 
+
+# --- chats -------------------------------------------------------------------------------------------
+
+
+def chat_prompt(tokenizer, messages: Messages) -> str:
+    """The text that the model's chat template makes of a chat, up to where the answer begins."""
+    if not tokenizer.chat_template:
+        raise UsageError("this model has no chat template", "Give a plain --prompt, without --chat, --messages, --system")
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as e:  # a template may refuse roles, or an order of them, with any error of its own
+        raise UsageError(f"the model's chat template refuses these messages: {one_line(e):.200}", "Change their roles or their order") from None
+
+
+def read_chats(source: str) -> list[Messages]:
+    """The chats of a JSON or JSONL file, or of standard input for `-`, each up to the message to be answered.
+
+    A JSON list is one chat, and so are lines with a message each; lines with `messages` are a chat each. The last answer of
+    a chat that ends with the assistant's is left out: it is what the model is asked for.
+    """
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"the messages in {source} cannot be read: {getattr(e, 'strerror', None) or e}", "Give a JSON or JSONL file, or -") from None
+    try:
+        try:
+            rows = json.loads(text)
+            rows = rows if isinstance(rows, list) else [rows]
+        except json.JSONDecodeError:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError as e:
+        raise UsageError(f"the messages in {source} are no JSON: {e}", 'Write one {"role": "user", "content": "..."} a line') from None
+    chats = [row["messages"] for row in rows if isinstance(row, dict) and "messages" in row] or [rows]
+    if not rows or (len(chats) != len(rows) and chats != [rows]):
+        raise UsageError(f"{source} holds no chat, or messages and chats mixed", 'Write one {"role": ..., "content": ...} or one {"messages": [...]} a line')
+    return [_checked(chat, f"{source}, chat {i}" if len(chats) > 1 else source) for i, chat in enumerate(chats, 1)]
+
+
+def _checked(chat, where: str) -> Messages:
+    messages = []
+    for i, message in enumerate(chat if isinstance(chat, list) else [chat], 1):
+        good = isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
+        if not good:
+            raise UsageError(f"message {i} of {where} is none", f'Write {{"role": one of {", ".join(ROLES)}, "content": text}}')
+        messages.append({"role": message["role"], "content": message["content"]})
+    if messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise UsageError(f"{where} does not end with a message of the user's that says something", "Add what is to be answered")
+    return messages
+
+
+def with_system(messages: Messages, system: str | None) -> Messages:
+    """The chat with this system message in the place of its own, if any."""
+    if system is None:
+        return messages
+    return [{"role": "system", "content": system}, *(m for m in messages if m["role"] != "system")]
+
+
+# --- tokens ------------------------------------------------------------------------------------------
 
 OTHER_SAMPLING = ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "watermarking_config")
 

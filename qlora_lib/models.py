@@ -212,32 +212,69 @@ def check_adapter(folder: Path) -> Path:
     return folder
 
 
-def load_adapter(model, folder: Path, trainable: bool = False):
-    """`model` with the adapter of a local PEFT folder on it."""
+def load_adapter(model, folder: Path, trainable: bool = False, name: str = "default"):
+    """`model` with the adapter of a local PEFT folder on it.
+
+    A plain model is wrapped, its layers in place; a PEFT model gets one adapter more, called `name`, beside those it has,
+    which stay as active as they were. After a failure the model is as before.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    folder = check_adapter(folder)
+    folder, base = check_adapter(folder), None if hasattr(model, "peft_config") else model
     try:
         with quiet(), safe_open(folder / "adapter_model.safetensors", "pt") as file:
             stored = set(file.keys())
-            model = PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
+            if base is None:
+                model.load_adapter(folder, name, is_trainable=trainable, local_files_only=True)
+            else:
+                model = PeftModel.from_pretrained(base, folder, name, is_trainable=trainable, local_files_only=True)
+        if model.peft_config[name].is_prompt_learning:
+            raise UsageError(f"the adapter in {folder} is of virtual tokens", "Give one that changes layers, such as LoRA")
+        # PEFT only warns of these, and the layers without weights of their own then adapt nothing.
+        places = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+        empty, homeless = places - stored, stored - places - set(model.state_dict())
+        if empty or homeless:
+            raise QloraError(
+                f"the adapter in {folder} does not fit this base: {len(empty)} of its {len(places)} places "
+                f"stay empty and {len(homeless)} tensors have none, the first is {min(empty | homeless)}",
+                "Give the adapter of this very model",
+            )
+    except QloraError:
+        _take_off(model, base, name)
+        raise
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as e:
+        _take_off(model, base, name)
         raise QloraError(
             f"the adapter in {folder} does not load on this base: {one_line(e):.200}", "Give the adapter of this very model"
         ) from None
-    if model.active_peft_config.is_prompt_learning:
-        raise UsageError(f"the adapter in {folder} is of virtual tokens", "Give one that changes layers, such as LoRA")
-    # PEFT only warns of these, and the layers without weights of their own then adapt nothing.
-    places = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    empty, homeless = places - stored, stored - places - set(model.state_dict())
-    if empty or homeless:
-        raise QloraError(
-            f"the adapter in {folder} does not fit this base: {len(empty)} of its {len(places)} places "
-            f"stay empty and {len(homeless)} tensors have none, the first is {min(empty | homeless)}",
-            "Give the adapter of this very model",
-        )
     return model
+
+
+def _take_off(model, base, name: str) -> None:
+    """Undo what a failed `load_adapter` has put in place: one adapter of several, or all that wraps a plain base."""
+    if base is not None:
+        unwrap(base)
+    elif name in model.peft_config:
+        delete_adapter(model, name)
+
+
+def delete_adapter(model, name: str) -> None:
+    """Free one adapter of a PEFT model."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of which one is active now
+        model.delete_adapter(name)
+
+
+def unwrap(base) -> None:
+    """Put the layers of a plain transformers model back to where PEFT has put its own around them; adapters are lost."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for place, module in list(base.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, last = place.rpartition(".")
+            setattr(base.get_submodule(parent), last, module.get_base_layer())
+    base.__dict__.pop("peft_config", None)
 
 
 def merge_adapter(model):

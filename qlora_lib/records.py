@@ -132,6 +132,8 @@ class Metric(Part):
 
     unit: str  # "%" or "perplexity"
     higher_is_better: bool
+    protocol: str | None = None  # where it is not the task's
+    n: int | None = None  # where it is not the task's: examples
     before: float | None
     after: float | None
     before_interval: tuple[float, float] | None = None
@@ -140,6 +142,7 @@ class Metric(Part):
     difference_interval: tuple[float, float] | None = None
     before_each: list[float] = Field(default_factory=list)  # by example; of a perplexity: mean nats a response token
     after_each: list[float] = Field(default_factory=list)
+    weights: list[int] = Field(default_factory=list)  # of a perplexity: response tokens by example
 
 
 class Sample(Part):
@@ -156,7 +159,9 @@ class TaskResult(Part):
     protocol: str
     n: int  # test examples scored
     prompts_cut: int  # of these, prompts longer than the context, cut at their beginning
-    metrics: dict[str, Metric]  # accuracy | exact_match, f1 | response_perplexity
+    # accuracy | exact_match, f1 | response_perplexity, and of the kept answers win_rate, length_controlled_win_rate:
+    # answers after training against those before, so that there is no `before`
+    metrics: dict[str, Metric]
     samples: list[Sample] = Field(default_factory=list)
 
 

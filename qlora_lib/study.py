@@ -32,6 +32,7 @@ RUN_WING = (
     "arm.py",
     "assets/make.py",
     "assets/registry.py",
+    "batches.py",
     "cost/devices.py",
     "cost/flops.py",
     "cost/shapes.py",
@@ -50,13 +51,18 @@ RUN_WING = (
     "fast/threads.py",
     "hardware.py",
     "job.py",
+    "metrics/answers.py",
     "metrics/memory.py",
     "metrics/perplexity.py",
+    "metrics/scored.py",
     "metrics/sizes.py",
     "metrics/speed.py",
     "metrics/squad.py",
+    "metrics/tasks.py",
     "metrics/win_rate.py",
     "models.py",
+    "scoring.py",
+    "task_data.py",
     "texts.py",
     "training.py",
 )
@@ -160,7 +166,7 @@ def _same_base(profile: Profile, arm: ArmEntry, settings: Settings, overrides) -
     """The folder of a base arm that has scored the base this arm trains, on the same windows."""
 
     def scored(s: Settings) -> tuple:
-        windows = s.evaluation.model_dump(include={"split", "context", "stride", "windows", "batch_size", "perplexity"})
+        windows = s.evaluation.model_dump(exclude={"new_tokens", "repeats", "prompt"})
         return s.model, s.data, s.quantization, s.train.precision, s.runtime.threads, windows
 
     if arm.method == "base" or not settings.evaluation.perplexity:

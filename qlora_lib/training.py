@@ -15,15 +15,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from qlora_lib.batches import make_batches, training_examples
 from qlora_lib.config import Settings
-from qlora_lib.data import LanguageData, training_order
+from qlora_lib.data import LanguageData
 from qlora_lib.errors import QloraError
 from qlora_lib.fast.install import install
+from qlora_lib.fast.loss import IGNORED
 from qlora_lib.fast.optimizer import FusedAdamW8bit
 from qlora_lib.hardware import DType
 from qlora_lib.metrics.memory import (
@@ -36,28 +37,13 @@ from qlora_lib.metrics.memory import (
 )
 from qlora_lib.paths import write_atomic
 from qlora_lib.records import Optimizer, Train
+from qlora_lib.task_data import TaskTokens
 
-METERED_STEP = 2  # the second step: optimizer states exist, nothing is new any more
+METERED_STEP = 2  # or the first longer one after it: optimizer states exist, nothing is new any more
 COMPLETE = "complete.json"  # written last into a checkpoint
 
 # Paged optimizers move states between GPU and host memory; without CUDA there is nowhere to page to.
 UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
-
-
-class Windows(torch.utils.data.Dataset):
-    """Windows in training order; the first token is no label, so that every label is scored."""
-
-    def __init__(self, windows: np.ndarray, order: np.ndarray) -> None:
-        self.windows, self.order = windows, order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.from_numpy(self.windows[self.order[index]].astype(np.int64))
-        labels = ids.clone()
-        labels[0] = -100  # Trainer divides by the number of labels, the model scores all but the first
-        return {"input_ids": ids, "labels": labels}
 
 
 @dataclass(frozen=True)
@@ -71,6 +57,22 @@ def choose_optimizer(wanted: str, on: str) -> tuple[str, str]:
     if on == "cpu" and wanted in UNPAGED:
         return UNPAGED[wanted], f"{wanted} pages between GPU and host memory; on a CPU its unpaged twin runs"
     return wanted, "as asked for"
+
+
+class _Trainer(Trainer):
+    """Trainer, whose validation loss is the mean over learned tokens where examples differ in length.
+
+    Its own gives each example the mean of its batch, which is the same only where all have as many tokens.
+    """
+
+    labels_per_example: float | None = None  # of the validation set, on average; None: as Trainer has it
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self.labels_per_example is not None:
+            learned = (inputs["labels"] != IGNORED).sum()
+            loss = loss * learned / (len(inputs["labels"]) * self.labels_per_example)
+        return loss, logits, labels
 
 
 def planned_steps(settings: Settings, windows: int) -> int:
@@ -87,17 +89,16 @@ def planned_steps(settings: Settings, windows: int) -> int:
     return steps
 
 
-def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, out: Path) -> Outcome:
+def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DType, on: str, out: Path) -> Outcome:
     """Train `model` in place and return what was measured."""
     t = settings.train
-    train_windows, eval_windows = data.windows("train"), data.windows("validation")[: t.eval_windows]
     per_step = t.batch_size * t.gradient_accumulation_steps
-    steps = planned_steps(settings, len(train_windows))
-    order = training_order(len(train_windows), steps * per_step, settings.seed)
+    steps = planned_steps(settings, training_examples(data))
+    batches = make_batches(data, steps * per_step, t.batch_size, t.eval_windows, settings.seed)
     optimizer, why = choose_optimizer(t.optimizer, on)
     checkpoint = newest_checkpoint(out)
     fast = install(model) if settings.runtime.fast else []
-    meter = _Meter(on, settings.runtime.meter_tensors and steps >= METERED_STEP)
+    meter = _Meter(on, settings.runtime.meter_tensors and steps >= METERED_STEP, batches.longest_step(per_step, METERED_STEP))
     if checkpoint:
         meter.restore((checkpoint / COMPLETE).read_text())
     arguments = _arguments(settings, optimizer, dtype, on, steps, out, resumes=checkpoint is not None)
@@ -105,16 +106,19 @@ def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, 
     if fast and on == "cpu" and optimizer == "adamw_8bit":
         kind_of_optimizer = FusedAdamW8bit, Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
         fast.append("optimizer")
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=arguments,
         optimizer_cls_and_kwargs=kind_of_optimizer,
-        train_dataset=Windows(train_windows, order),
-        eval_dataset=Windows(eval_windows, np.arange(len(eval_windows))),
+        train_dataset=batches.train,
+        eval_dataset=batches.validation,
+        data_collator=batches.collate,
         callbacks=[meter, _Progress(steps), _MarkComplete(meter)],
     )
     for callback in (ProgressCallback, PrinterCallback):  # they print to standard output
         trainer.remove_callback(callback)
+    if data.info.task is not None:
+        trainer.labels_per_example = batches.learned_per_example()
     meter.optimizer = lambda: trainer.optimizer
     reset_peak(on)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -125,18 +129,18 @@ def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, 
     logs = trainer.state.log_history
     timed = meter.timed()
     seconds_per_step = statistics.median(timed)
-    tokens_per_step = per_step * data.window_length
+    tokens, learned = zip(*batches.tokens_by_step(per_step))
     column = lambda key: [float(entry[key]) for entry in logs if key in entry]  # noqa: E731
     stopped = meter.stopped
     losses = [x for x in column("loss") if math.isfinite(x)]
     result = Train(
         steps=len(losses),
-        tokens=len(losses) * tokens_per_step,
-        tokens_per_step=tokens_per_step,
+        tokens=sum(tokens[: len(losses)]),
+        tokens_per_step=round(statistics.fmean(tokens)),
         seconds=sum(meter.seconds),
         seconds_per_step=seconds_per_step,
         seconds_per_step_quartiles=_quartiles(timed),
-        tokens_per_second=tokens_per_step / seconds_per_step,
+        tokens_per_second=_tokens_per_second(tokens, meter.timed_steps(), meter.seconds),
         timed_steps=len(timed),
         peak_memory_bytes=peak,
         peak_memory_meter=which,
@@ -149,6 +153,7 @@ def train(model, data: LanguageData, settings: Settings, dtype: DType, on: str, 
         optimizer=Optimizer(requested=t.optimizer, ran=optimizer, why=why, state_bytes=optimizer_bytes(trainer.optimizer.optimizer)),
         gradient_bytes=meter.gradient_bytes,
         resumed_from_step=int(checkpoint.name.split("-")[1]) if checkpoint else None,
+        response_tokens=sum(learned[: len(losses)]) if data.info.task is not None else None,
         fast_path=fast,
     )
     return Outcome(result, stopped)
@@ -193,8 +198,8 @@ def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps:
 class _Meter(TrainerCallback):
     """Times every step, follows the allocator through one, and stops at a loss that is not finite."""
 
-    def __init__(self, on: str, meter_tensors: bool) -> None:
-        self.on = on
+    def __init__(self, on: str, meter_tensors: bool, metered_step: int = METERED_STEP) -> None:
+        self.on, self.metered_step = on, metered_step
         self.step_meter = StepMeter() if meter_tensors and on == "cpu" else None
         self.seconds: list[float] = []  # a step
         self.disturbed: set[int] = set()  # steps that tell nothing of speed: a first one, the metered one
@@ -208,7 +213,7 @@ class _Meter(TrainerCallback):
         self.disturbed.add(len(self.seconds))
 
     def on_step_begin(self, args, state, control, model=None, **_):
-        if self.step_meter and len(self.seconds) == METERED_STEP - 1:
+        if self.step_meter and len(self.seconds) == self.metered_step - 1:
             self._resident = training_resident_bytes(model, self.optimizer().optimizer)
             self.step_meter.start()
         self._start = self._now()
@@ -219,7 +224,7 @@ class _Meter(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.seconds.append(self._now() - self._start)
-        if self.step_meter and len(self.seconds) == METERED_STEP:
+        if self.step_meter and len(self.seconds) == self.metered_step:
             self.peak_tensor_bytes = self._resident + self.step_meter.stop()
             self.disturbed.add(len(self.seconds) - 1)
 
@@ -236,8 +241,12 @@ class _Meter(TrainerCallback):
 
     def timed(self) -> list[float]:
         """Seconds of the steps that ran undisturbed: no first one, not the metered one."""
-        steps = [s for i, s in enumerate(self.seconds) if i not in self.disturbed]
-        return steps or self.seconds
+        return [self.seconds[i] for i in self.timed_steps()]
+
+    def timed_steps(self) -> list[int]:
+        """Their numbers, from 0; all of them where none was undisturbed."""
+        steps = [i for i in range(len(self.seconds)) if i not in self.disturbed]
+        return steps or list(range(len(self.seconds)))
 
     def peak_memory(self) -> tuple[int, str]:
         """(bytes, which meter), of the resumed run too."""
@@ -308,6 +317,13 @@ class _Progress(TrainerCallback):
     def on_train_end(self, args, state, control, **_):
         if self.bar is not None:
             self.bar.close()
+
+
+def _tokens_per_second(tokens: list[int], steps: list[int], seconds: list[float]) -> float:
+    """Of the median step where all are equally long, else of all timed steps together."""
+    if len(set(tokens)) == 1:
+        return tokens[0] / statistics.median(seconds[i] for i in steps)
+    return sum(tokens[i] for i in steps) / sum(seconds[i] for i in steps)
 
 
 def _quartiles(values: list[float]) -> tuple[float, float] | None:

@@ -72,7 +72,7 @@ def test_help_loads_nothing_heavy():
     assert "qlora report --profile demo" in run.stdout
 
 
-COMMANDS = ["doctor", "profiles", "fetch", "train", "eval", "generate", "search", "run", "report", "course", "bench"]
+COMMANDS = ["doctor", "profiles", "fetch", "train", "eval", "generate", "search", "run", "report", "course", "bench", "sweep", "check"]
 
 
 def test_every_command_is_listed_and_has_an_example(call):

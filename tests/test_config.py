@@ -1,5 +1,7 @@
 """Settings: every wrong one is a line that names the key and the nearest valid one."""
 
+import functools
+import itertools
 import json
 import re
 
@@ -12,6 +14,7 @@ from qlora_lib.config import PROFILES_DIR, Settings, load_profile, parse_overrid
 from qlora_lib.cost.shapes import ModelShape
 from qlora_lib.errors import UsageError
 from qlora_lib.paths import project_root, results_dir
+from qlora_lib.tasks.made import MADE
 
 SMOKE = (PROFILES_DIR / "smoke.yaml").read_text()
 
@@ -53,20 +56,21 @@ def test_each_packaged_profile_loads_and_each_arm_resolves(name):
         settings = profile.settings(arm)
         assert Settings.model_validate(settings.model_dump()) == settings
         for key, value in arm.set.items():
-            section, key = key.split(".")
-            assert getattr(getattr(settings, section), key) == value
-    assert profile.model.name in [m.name for m in registered_models()]
-    assert profile.data.name in ["tiny-text", *(d.name for d in registered_data())]
+            *sections, last = key.split(".")
+            assert getattr(functools.reduce(getattr, sections, settings), last) == value
+        assert settings.model.name in [m.name for m in registered_models()]
+        assert settings.data.name in ["tiny-text", *MADE, *(d.name for d in registered_data())]
 
 
 @pytest.mark.parametrize("name", profile_names())
 def test_each_profile_begins_with_the_command_that_runs_it(name):
     first = (PROFILES_DIR / f"{name}.yaml").read_text().splitlines()[0]
-    assert first == f"# qlora report --profile {name}"
+    does = "sweep" if name == "demo-long" else "report"  # its records are drawn in demo's pages
+    assert first == f"# qlora {does} --profile {name}"
 
 
-def test_the_three_methods_train_on_equal_tokens_in_every_profile():
-    for name in profile_names():
+def test_the_three_methods_train_on_equal_tokens_where_they_are_compared():
+    for name in ("demo", "smoke", "t4-tinyllama-wikitext2"):  # the others compare no full fine-tuning
         profile = load_profile(name)
         compared = [profile.settings(profile.arm_of_method(m)) for m in ("full", "lora", "qlora")]
         tokens = {
@@ -325,3 +329,22 @@ def test_results_may_be_kept_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("QLORA_RESULTS", "~/kept")
     assert results_dir("demo") == tmp_path.resolve() / "kept" / "demo"
+
+
+def test_a_sweep_is_one_arm_for_each_combination_and_seed(own):
+    sweep = "sweeps:\n  - {name: try, label: Try, method: lora, set: {lora.alpha: 4.0}, vary: {lora.rank: [2, 8], train.learning_rate: [1.0e-3, 2.0e-3]}, seeds: [0, 3]}\narms:"
+    profile = own("arms:", sweep)
+    made = [a for a in profile.arms if a.name.startswith("try-")]
+    settings = [profile.settings(a) for a in made]
+    assert len(made) == len({a.name for a in made}) == 8 and made[0].name == "try-2-0.001-s0"
+    assert {(s.lora.rank, s.train.learning_rate, s.seed) for s in settings} == set(itertools.product((2, 8), (1e-3, 2e-3), (0, 3)))
+    assert {s.lora.alpha for s in settings} == {4.0}
+    assert profile.arms_like(["try-2-*", "base"]) == ["base", *(a.name for a in made if a.name.startswith("try-2-"))]
+    with pytest.raises(UsageError, match="no arm like 'tyr-\\*'"):
+        profile.arms_like(["tyr-*"])
+
+
+@pytest.mark.parametrize("vary, said", [("{lora.rnak: [2]}", "lora.rank"), ("{lora.rank: []}", "vary"), ("{lora.rank: [-1]}", "lora.rank")])
+def test_a_sweep_that_cannot_run_is_told_at_once(own, vary, said):
+    with pytest.raises(UsageError, match=said):
+        own("arms:", f"sweeps:\n  - {{name: try, label: Try, method: lora, vary: {vary}}}\narms:")

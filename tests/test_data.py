@@ -176,7 +176,7 @@ def test_a_file_for_evaluation_is_taken_whole(tiny_tokenizer, tmp_path):
 
 
 def test_fresh_and_cached_tokens_make_the_same_examples(tiny_tokenizer):
-    from qlora_lib.training import Windows
+    from qlora_lib.batches import Windows
 
     for _ in range(2):  # fresh, then from the cache
         data: LanguageData = prepare("tiny-text", "text", 32, tiny_tokenizer)

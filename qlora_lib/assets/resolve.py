@@ -60,7 +60,7 @@ def resolve_data_files(name: str, progress: bool = True) -> DataAsset:
         def bring(folder: Path, scratch: Path) -> None:
             fetch_member(source, folder / file, scratch, progress)
 
-        folder = make_once(_data_entry(spec), _data_recipe(source), name, bring)
+        folder = make_once(_data_entry(spec), _data_recipe(source), spec.made_from or name, bring)
         revision = source.member_sha256
     else:
         folder, revision = hub_snapshot(spec.source, tuple(spec.files.values()), progress)
@@ -171,7 +171,7 @@ def _gguf_entry(sha256: str) -> tuple[Path, str]:
 
 
 def _data_entry(spec: DataSpec) -> Path:
-    return cache_dir() / "data" / spec.name
+    return cache_dir() / "data" / (spec.made_from or spec.name)
 
 
 def _data_recipe(source: Artefact) -> str:

@@ -81,8 +81,8 @@ def fetch(profile: str | None, names: tuple[str, ...], as_json: bool) -> None:
         from qlora_lib.config import load_profile
 
         p = load_profile(profile)
-        registered = [spec.name for spec in assets.registered_data()]
-        wanted += [p.model.name, *(name for name in [p.data.name] if name in registered)]
+        known = {spec.name for spec in (*assets.registered_models(), *assets.registered_data())}
+        wanted += [name for name in p.assets() if name in known or name == p.model.name]
     if not wanted:
         known = [spec.name for spec in (*assets.registered_models(), *assets.registered_data())]
         raise click.UsageError(f"name a profile or an asset ({', '.join(known)})")

@@ -1,4 +1,4 @@
-"""Commands that train: train, search."""
+"""Commands that train: train, search, sweep."""
 
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ def train(profile, method, arm_name, assignments, out, force, as_json) -> None:
     """
     from qlora_lib.config import load_profile, parse_overrides
     from qlora_lib.study import ArmFailed, run_arm
-    from qlora_lib.texts import check_source
+    from qlora_lib.task_data import check_data
 
     if bool(method) == bool(arm_name):
         raise click.UsageError("give either --method or --arm")
@@ -37,7 +37,7 @@ def train(profile, method, arm_name, assignments, out, force, as_json) -> None:
     arm = p.arm(arm_name) if arm_name else p.arm_of_method(method)
     overrides = parse_overrides(assignments)
     data = p.settings(arm, overrides).data
-    check_source(data.name, data.text_column)  # a bad file is told before a model is fetched
+    check_data(data.name, data.text_column)  # a bad file is told before a model is fetched
     try:
         result = run_arm(p, arm, out, overrides, force)
     except ArmFailed as e:
@@ -63,6 +63,9 @@ def _show_run(result, out: Path) -> None:
         click.echo(f"  perplexity {r.perplexity.before:.2f} -> {r.perplexity.after:.2f} ({r.perplexity.protocol})")
     elif r.perplexity:
         click.echo(f"  perplexity {r.perplexity.before:.2f} ({r.perplexity.protocol})")
+    for name, m in (r.task.metrics if r.task else {}).items():
+        change = f"{m.before:.1f} -> {m.after:.1f}" if m.after is not None else f"{m.before:.1f}"
+        click.echo(f"  {name.replace('_', ' ')} {change} {m.unit if m.unit == '%' else ''}({r.task.n} examples)")
     if (out / "adapter").is_dir():
         base = r.settings["quantization"]["format"]
         click.echo(
@@ -90,3 +93,27 @@ def search(profile, assignments, as_json) -> None:
         return
     for method, best in outcome["best"].items():
         click.echo(f"{method}: {best:g}" if best is not None else f"{method}: no rate finished")
+
+
+@cli.command()
+@profile_option
+@click.option("--only", multiple=True, metavar="PATTERN", help="Arms whose names match, e.g. 'qlora-rate-*'; may be given again.")
+@click.option("--force", is_flag=True, help="Run arms again whose records are there.")
+@json_option
+def sweep(profile, only, force, as_json) -> None:
+    """Run a profile's arms and make no pages of them: for hours of sweeps, stopped and gone on with at will.
+
+    \b
+    Examples:
+      qlora sweep --profile demo-long
+      qlora sweep --profile demo-long --only 'rank-*' --only 'alpha-*'
+    """
+    from qlora_lib.config import load_profile
+    from qlora_lib.study import run_profile
+
+    p = load_profile(profile)
+    results = run_profile(p, only=p.arms_like(list(only)) if only else None, force=force)
+    if as_json:
+        print_json({"arms": [r.record.model_dump(by_alias=True, mode="json") for r in results]})
+    else:
+        click.echo(f"{sum(not r.cached for r in results)} arms run, {sum(r.cached for r in results)} taken from the cache")

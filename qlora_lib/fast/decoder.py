@@ -4,6 +4,10 @@ How it works: transformers reads the prompt, unless it is short; its keys and va
 and from there on every token is one compiled call (kernels.py) on the very tensors of the model. `Decoder.of`
 says None for a model that the kernels do not know: another device or dtype, another architecture, 8-bit layers,
 a sliding window, an adapter that is not plain LoRA; the caller then uses transformers' `generate`.
+
+Of an adapter it keeps copies, scaled and laid out for the kernels. Each text begins with a look whether they are still
+the model's own, so a decoder goes along with a switch of adapters, a merge and a training step; a text that has been begun
+is ended with the weights it began with.
 """
 
 import sys
@@ -11,6 +15,7 @@ import sys
 import numpy as np
 import torch
 
+from qlora_lib.errors import QloraError
 from qlora_lib.fast import kernels as k
 from qlora_lib.fast.decoders import end_tokens
 from qlora_lib.fast.install import FAMILIES, installed, plain
@@ -26,6 +31,7 @@ class Decoder:
         base = plain(model)
         config, inner = base.config, base.model
         self.model, self.modules, self._keep = model, modules, keep
+        self._described = _state(base)
         first = inner.layers[0].self_attn
         self.head_dim = first.head_dim
         self.scale = np.float32(first.scaling)
@@ -57,20 +63,20 @@ class Decoder:
             return None  # their angles change with the length of the text
         if any(p.device.type != "cpu" for p in base.parameters()) or base.get_input_embeddings().weight.dtype != torch.float32:
             return None
-        rows, keep = [], []
-        for layer in base.model.layers:
-            named = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
-            described = [_describe(named[name], keep) for name in k.MODULES]
-            if any(row is None for row in described):
-                return None
-            rows.append(described)
+        described = _describe_all(base)
+        if described is None:
+            return None
         if not k.compiled_before():
             print("compiling the decoder for this processor, once: some seconds", file=sys.stderr, flush=True)
-        return cls(model, np.array(rows, np.int64), keep)
+        return cls(model, *described)
 
     @torch.inference_mode()
     def start(self, ids: torch.Tensor, capacity: int) -> np.ndarray:
-        """Read the prompt ids [1, T]; logits [vocabulary] for the next token. `capacity`: tokens in all."""
+        """Read the prompt ids [1, T]; logits [vocabulary] for the next token. `capacity`: tokens in all.
+
+        Raises: QloraError when an adapter that the kernels do not know has been put on since.
+        """
+        self._look_again()
         layers, length = len(self.modules), ids.shape[1]
         shape = (layers, self.kv_heads, capacity, self.head_dim)
         self.keys, self.values = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -84,6 +90,18 @@ class Decoder:
         self.logits = np.empty(len(self.head), np.float32)
         self.position = 0
         return self._read_short(ids[0].tolist()) if length <= SHORT else self._read_long(ids)
+
+    def _look_again(self) -> None:
+        """Describe the modules anew where another adapter is active, or weights were replaced or written to."""
+        base = plain(self.model)
+        state = _state(base)
+        if _same(state, self._described):
+            return
+        described = _describe_all(base)
+        if described is None:
+            raise QloraError("the decoder does not know the adapter that is active now", "Ask fast_decoder(model) for another")
+        self.modules, self._keep = described
+        self._described = state
 
     def _read_short(self, tokens: list[int]) -> np.ndarray:
         """A few tokens one by one: sooner than turning all 4-bit weights back for them."""
@@ -123,6 +141,38 @@ def _norms(layer):
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().float().contiguous().numpy()
+
+
+def _modules(base) -> list[list]:
+    """The linear modules of each layer, in the kernels' order."""
+    parts = [{**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())} for layer in base.model.layers]
+    return [[named[name] for name in k.MODULES] for named in parts]
+
+
+def _state(base) -> tuple[list, list]:
+    """What the description of the modules depends on: tensors, and values that change when they have to be read anew."""
+    tensors, values = [], []
+    for module in sum(_modules(base), []):
+        if hasattr(module, "lora_A"):
+            names = [] if module.disable_adapters or module.merged else [n for n in module.active_adapters if n in module.lora_A]
+            values.append([(name, module.scaling[name]) for name in names])
+            tensors += [part[name].weight for name in names for part in (module.lora_A, module.lora_B)]
+            module = module.base_layer
+        tensors += [t for t in (getattr(module, "weight", None), getattr(module, "bias", None)) if t is not None]
+    values += [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    return tensors, values
+
+
+def _same(a: tuple[list, list], b: tuple[list, list]) -> bool:
+    """The very tensors, not equal ones: an address may be another tensor's by now."""
+    return a[1] == b[1] and len(a[0]) == len(b[0]) and all(x is y for x, y in zip(a[0], b[0]))
+
+
+def _describe_all(base) -> tuple[np.ndarray, list] | None:
+    """int64 [layers, modules, columns] and the tensors that its addresses point to; None for a module of another kind."""
+    keep = []
+    rows = [[_describe(module, keep) for module in layer] for layer in _modules(base)]
+    return None if any(row is None for layer in rows for row in layer) else (np.array(rows, np.int64), keep)
 
 
 def _describe(module, keep: list) -> list[int] | None:

@@ -18,7 +18,7 @@ from qlora_lib.notebooks.predictions import draw_predictions, predictions_alt
 from qlora_lib.notebooks.ledger import Ledger
 from qlora_lib.notebooks.shown import Picture, Shown, as_table, paragraphs
 from qlora_lib.paths import course_dir, report_dir, write_atomic
-from qlora_lib.records import RunRecord, records_of
+from qlora_lib.records import RunRecord, records_of, task_records_of
 from qlora_lib.report import quantities
 from qlora_lib.report.formats import NOT_MEASURED, show
 from qlora_lib.report.segments import parse, plain
@@ -52,6 +52,7 @@ class Lesson:
             records = "own"
         found, self.source = records_of(self.profile.name, records)
         self.records: dict[str, RunRecord] = {arm: found[arm] for arm in style.in_order(found)}
+        self.tasks: dict[str, RunRecord] = task_records_of(self.profile.name, records)[0]
         self.store = Store(self.records, self.profile.search is not None)
         quantities.define(self.store)
         self.ledger = Ledger(course_dir(self.profile.name) / "predictions.json")
@@ -64,7 +65,7 @@ class Lesson:
 
     def _opening(self) -> list[str]:
         first = next(iter(self.records.values()))
-        missing = [a.label for a in self.profile.arms if a.runs and a.name not in self.records]
+        missing = [a.label for a in self.profile.arms if a.runs and a.name not in self.records | self.tasks]
         lines = [
             f"The numbers below are those of profile “{self.profile.name}”: {self.source}.",
             f"{first.model.name} on {first.data.name}; {self.text('hardware')}.",

@@ -23,7 +23,7 @@ from qlora_lib import hardware
 from qlora_lib.config import Profile
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.paths import course_dir, project_root, report_dir, write_atomic
-from qlora_lib.records import RunRecord, records_of
+from qlora_lib.records import RunRecord, records_of, task_records_of
 
 if TYPE_CHECKING:
     from qlora_lib.notebooks.kernel import SharedKernel
@@ -74,7 +74,7 @@ def execute_notebooks(
     from qlora_lib.notebooks.kernel import SharedKernel
 
     sources = choose(only, solutions)
-    found, _ = records_of(profile.name, records)
+    found = records_of(profile.name, records)[0] | task_records_of(profile.name, records)[0]
     pages = report_dir() / profile.name / "notebooks"
     parameters = {"profile": profile.name, "records": records}
     shared = _shared_key(parameters, found)

@@ -1,0 +1,62 @@
+"""Greedy answers to prompts, one prompt at a time, up to the token that ends them."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from qlora_lib.fast.decoders import fast_decoder
+from qlora_lib.fast.install import installed
+
+
+def greedy_answers(
+    model, tokenizer, prompts: Sequence[Sequence[int]], new_tokens: int, progress: bool = False, fast: bool = True
+) -> list[str]:
+    """The continuation of each prompt (token ids), at most `new_tokens` long, as text without special tokens.
+
+    An answer that reaches its limit breaks off there.
+    """
+    was_training, use_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        decoder = fast_decoder(model) if fast else None
+        work = _generate if decoder is None else _decode
+        with installed(model) if fast and decoder is None else nullcontext():
+            made = [work(decoder or model, torch.tensor([prompt]), new_tokens) for prompt in _progress(prompts, progress)]
+    finally:
+        model.train(was_training)
+        model.config.use_cache = use_cache
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
+
+
+def _decode(decoder, ids: torch.Tensor, new_tokens: int) -> list[int]:
+    logits, made = decoder.start(ids, ids.shape[1] + new_tokens), []
+    while True:
+        token = int(logits.argmax())
+        if token in decoder.ends:
+            return made
+        made.append(token)
+        if len(made) == new_tokens:
+            return made
+        logits = decoder.step(token)
+
+
+@torch.no_grad()
+def _generate(model, ids: torch.Tensor, new_tokens: int) -> list[int]:
+    ids = ids.to(model.device)
+    ends = model.generation_config.eos_token_id
+    pad = ends[0] if isinstance(ends, list) else ends
+    output = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, use_cache=True,
+        pad_token_id=0 if pad is None else pad,
+    )  # fmt: skip
+    return output[0, ids.shape[1] :].tolist()
+
+
+def _progress(prompts, show: bool):
+    if not show:
+        return prompts
+    from tqdm.auto import tqdm
+
+    return tqdm(prompts, desc="answers", unit="answer", mininterval=1.0)
