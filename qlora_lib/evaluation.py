@@ -9,18 +9,18 @@ import numpy as np
 
 from qlora_lib import hardware
 from qlora_lib.config import Evaluation, Quantization
-from qlora_lib.errors import QloraError, UsageError
-from qlora_lib.records import RECORD_NAME, read_record
+from qlora_lib.errors import UsageError
 
 
 def load_for_use(model: str, adapter: Path | None, quantization: str, double_quant: bool, dtype: str):
     """(model with its adapter, tokenizer, asset, dtype) on this machine's device, for inference."""
     from qlora_lib import models
     from qlora_lib.assets import resolve_model
+    from qlora_lib.trained_on import warn_of_another_base
 
     if adapter is not None:
         models.check_adapter(adapter)  # told before a model is loaded
-        _warn_of_another_base(adapter, quantization)
+        warn_of_another_base(adapter, quantization)
     asset = resolve_model(model)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     on = hardware.device()
@@ -30,20 +30,6 @@ def load_for_use(model: str, adapter: Path | None, quantization: str, double_qua
     if adapter is not None:
         base = models.load_adapter(base, adapter).eval()
     return base, models.load_tokenizer(asset.path), asset, chosen
-
-
-def _warn_of_another_base(adapter: Path, quantization: str) -> None:
-    """An adapter of our own runs has its record beside it, which says what base it was trained on."""
-    try:
-        trained_on = read_record(Path(adapter).parent / RECORD_NAME).settings["quantization"]["format"]
-    except (QloraError, KeyError, TypeError):
-        return
-    if trained_on != quantization:
-        print(
-            f"warning: this adapter was trained on a base in '{trained_on}', and is laid on one in '{quantization}': "
-            f"its loss is another there. Use --quantization {trained_on}",
-            file=sys.stderr,
-        )
 
 
 def evaluate_perplexity(

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 TITLE = "QLoRA Fine-Tuning of LLaMA Models: A Comprehensive Performance Analysis"
 AUTHORS = ("Amine Idrissi", "Zakaria Choukri")
+# Three more documents, whose systems the report has a chapter on each.
+DEMO = "QLoRA Fine-Tuning Demo (TinyLlama 1.1B)"
+GUIDE = "Quantized Low-Rank Adaptation (QLoRA) for Efficient LLM Fine-Tuning"
+QWEN = "QLoRA Fine-Tuning of Qwen Models"
 STUDY = "idrissi-choukri"  # what a profile's `published` key calls it
 HARDWARE = "T4 in Colab"  # stated for table 7 only; the document names no other hardware
 MODEL = "TinyLlama-1.1B-Chat-v1.0"
@@ -167,4 +171,16 @@ REFERENCES: dict[str, Cell] = {
         "dettmers2023qlora.block": "64",  # weights to a block
         "dettmers2023qlora.second_block": "256",  # absmax to a block
     }),
+    **_references(GUIDE, {
+        "guide.rank": "16",
+        "guide.alpha": "16",
+        "guide.dropout": "0.05",
+        "guide.quality": "98%",  # of full fine-tuning
+        "guide.degradation": "0.2–0.5%",
+        "guide.double_quantization": "0.4–3%",  # of memory
+        "guide.largest": "65",  # billion parameters, with less memory than
+        "guide.memory": "16",  # GB
+    }),
+    **_references(DEMO, {"demo.memory": "8"}),  # GB
+    **_references(QWEN, {"qwen.ranks": "4, 8, 16"}),
 }

@@ -52,7 +52,7 @@ def load_texts(name: str, text_column: str = "text") -> Texts:
         return _local(local_path(name), text_column)
     asset = resolve_data_files(name)
     if name == "wikipedia-sample":
-        splits = _split_by_article(_parse_articles(asset.files["all"]))
+        splits = split_by_article(parse_articles(asset.files["all"]))
     else:  # one Parquet file a split
         splits = {split: read_table(asset.files[split], "text") for split in SPLITS}
     return Texts(
@@ -63,7 +63,7 @@ def load_texts(name: str, text_column: str = "text") -> Texts:
 def registered_names() -> list[str]:
     from qlora_lib.assets import registered_data
 
-    return ["tiny-text", *(spec.name for spec in registered_data())]
+    return ["tiny-text", *(spec.name for spec in registered_data() if spec.task is None)]
 
 
 def is_registered(name: str) -> bool:
@@ -95,7 +95,7 @@ def local_path(name: str | Path) -> Path:
 _ARTICLE = re.compile(r'<doc id="(\d+)"[^>]*>\n(.*?)</doc>', re.DOTALL)
 
 
-def _parse_articles(path: Path) -> list[tuple[str, str]]:
+def parse_articles(path: Path) -> list[tuple[str, str]]:
     """[(id, text)] of a WikiExtractor file; an article with nothing under its title is left out."""
     articles = []
     for number, body in _ARTICLE.findall(path.read_text(encoding="utf-8")):
@@ -105,7 +105,7 @@ def _parse_articles(path: Path) -> list[tuple[str, str]]:
     return articles
 
 
-def _split_by_article(articles: list[tuple[str, str]]) -> dict[str, list[str]]:
+def split_by_article(articles: list[tuple[str, str]]) -> dict[str, list[str]]:
     """90/5/5 by the hash of the id; in a split, articles stand in the order of that hash.
 
     So the first windows of a split are a fair sample of its articles, not a run of one topic. The

@@ -13,8 +13,8 @@ from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.texts import (
     JOIN,
     SPLITS,
-    _parse_articles,
-    _split_by_article,
+    parse_articles,
+    split_by_article,
     check_source,
     load_texts,
     read_documents,
@@ -181,20 +181,20 @@ ARTICLES = [(str(n), f"Title {n}\n\nBody {n} " + "word " * (n % 40)) for n in ra
 
 
 def test_articles_are_split_by_the_hash_of_their_id():
-    splits = _split_by_article(ARTICLES)
+    splits = split_by_article(ARTICLES)
     texts = [text for s in SPLITS for text in splits[s]]
     assert Counter(texts) == Counter(text for _, text in ARTICLES)  # each once
     shares = [len(splits[s]) / len(ARTICLES) for s in SPLITS]
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.02)
     # Neither the order of the file nor the other articles decide where one goes.
-    assert _split_by_article(ARTICLES[::-1]) == splits
-    fewer = _split_by_article(ARTICLES[:1000])
+    assert split_by_article(ARTICLES[::-1]) == splits
+    fewer = split_by_article(ARTICLES[:1000])
     assert all(set(fewer[s]) <= set(splits[s]) for s in SPLITS)
 
 
 def test_a_text_under_two_titles_stays_in_one_split():
     twice = [*ARTICLES[:500], *((str(10_000 + i), f"Other {i}\n\n{text.partition(JOIN)[2]}") for i, (_, text) in enumerate(ARTICLES[:500]))]
-    bodies = {s: [t.partition(JOIN)[2] for t in texts] for s, texts in _split_by_article(twice).items()}
+    bodies = {s: [t.partition(JOIN)[2] for t in texts] for s, texts in split_by_article(twice).items()}
     assert sum(map(len, bodies.values())) == 500
     assert not any(set(bodies[a]) & set(bodies[b]) for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")))
 
@@ -202,7 +202,7 @@ def test_a_text_under_two_titles_stays_in_one_split():
 def test_articles_are_read_with_their_titles_and_empty_ones_left_out(write):
     path = write("wiki.utf8", '<doc id="1" url="u" title="A">\nA\n\nFirst.\n\nSecond.\n</doc>\n'
                  '<doc id="2" url="u" title="B">\nB\n</doc>\n<doc id="3" url="u" title="C">\nC\n\nThird.\n</doc>\n')  # fmt: skip
-    assert _parse_articles(path) == [("1", "A\n\nFirst.\n\nSecond."), ("3", "C\n\nThird.")]
+    assert parse_articles(path) == [("1", "A\n\nFirst.\n\nSecond."), ("3", "C\n\nThird.")]
 
 
 @given(st.lists(st.text("ab \n", min_size=1, max_size=40), min_size=1, max_size=60))

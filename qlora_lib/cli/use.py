@@ -99,6 +99,8 @@ def _show(result: dict) -> None:
         click.echo(f"{name.replace('_', ' ')} {result[name]:.3f}{shown}")
     if result.get("length_controlled_win_rate") is not None:
         click.echo(f"length-controlled win rate {result['length_controlled_win_rate']:.3f}")
+    for warning in result.get("length_controlled", {}).get("warnings", []):
+        click.echo(f"  note: {warning}")
     for why, count in result.get("missing", {}).items():
         click.echo(f"  no verdict: {count} ({why})")
     click.echo(f"  {result['n']} {unit} scored; {result['protocol']}")

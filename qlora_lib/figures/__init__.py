@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_lib.bench.record import BenchRecord
-from qlora_lib.figures import bench, bench_scaling, comparison, quality, training
+from qlora_lib.figures import bench, bench_scaling, comparison, quality, sweeps, tasks, training
 from qlora_lib.figures.comparison import draw_comparison, draw_radar
 from qlora_lib.figures.parts import NothingToDraw
 from qlora_lib.figures.quality import draw_quality_against_bytes, draw_quantization_alone
@@ -19,11 +19,12 @@ from qlora_lib.figures.training import draw_loss_curves, draw_memory_breakdown
 from qlora_lib.paths import write_atomic
 from qlora_lib.records import RunRecord
 from qlora_lib.style import METADATA, Figure, render
+from qlora_lib.studies import Studies
 
 __all__ = [
-    "BENCH_FIGURES", "DrawnFigure", "FIGURES", "NothingToDraw", "draw_all", "draw_benches", "draw_comparison", "draw_loss_curves",
-    "draw_memory_breakdown", "draw_quality_against_bytes", "draw_quantization_alone", "draw_radar",
-    "left_out",
+    "BENCH_FIGURES", "DrawnFigure", "FIGURES", "NothingToDraw", "STUDY_FIGURES", "draw_all", "draw_benches", "draw_comparison",
+    "draw_loss_curves", "draw_memory_breakdown", "draw_quality_against_bytes", "draw_quantization_alone", "draw_radar",
+    "draw_studies", "left_out",
 ]  # fmt: skip
 
 Records = dict[str, RunRecord]
@@ -97,6 +98,42 @@ BENCH_FIGURES: dict[str, BenchKind] = {
 
 
 @dataclass(frozen=True)
+class StudyKind:
+    """One kind of figure of sweeps or tasks; each function takes the studies and the profile's own records."""
+
+    arms: Callable[[Studies, Records], list[str]]  # raises NothingToDraw
+    draw: Callable[[Studies, Records], Figure]
+    alt: Callable[[Studies, Records], str]
+    caption: str
+
+
+def _of_sweeps(arms, draw, alt, caption: str) -> StudyKind:
+    return StudyKind(*(lambda studies, records, f=f: f(studies.sweeps, records) for f in (arms, draw, alt)), caption)
+
+
+def _of_one(part: Callable[[Studies, Records], Records], arms, draw, alt, caption: str) -> StudyKind:
+    return StudyKind(*(lambda studies, records, f=f: f(part(studies, records)) for f in (arms, draw, alt)), caption)
+
+
+STUDY_FIGURES: dict[str, StudyKind] = {
+    "sweep-learning-rate": _of_sweeps(sweeps.rate_arms, sweeps.draw_learning_rate, sweeps.rate_alt, sweeps.RATE_CAPTION),
+    "sweep-rank": _of_sweeps(sweeps.rank_arms, sweeps.draw_rank, sweeps.rank_alt, sweeps.RANK_CAPTION),
+    "sweep-settings": _of_sweeps(sweeps.settings_arms, sweeps.draw_settings, sweeps.settings_alt, sweeps.SETTINGS_CAPTION),
+    "sweep-curves": _of_sweeps(sweeps.curves_arms, sweeps.draw_curves, sweeps.curves_alt, sweeps.CURVES_CAPTION),
+    "sweep-memory": _of_sweeps(sweeps.memory_arms, sweeps.draw_memory, sweeps.memory_alt, sweeps.MEMORY_CAPTION),
+    "throughput": _of_one(
+        lambda studies, records: records | studies.tasks, tasks.speed_arms, tasks.draw_speed, tasks.speed_alt, tasks.SPEED_CAPTION
+    ),
+    "task-metrics": _of_one(
+        lambda studies, records: studies.tasks, tasks.metric_arms, tasks.draw_metrics, tasks.metrics_alt, tasks.METRICS_CAPTION
+    ),
+    "task-rank": _of_one(
+        lambda studies, records: studies.swept_tasks, tasks.rank_arms, tasks.draw_rank, tasks.rank_alt, tasks.RANK_CAPTION
+    ),
+}
+
+
+@dataclass(frozen=True)
 class DrawnFigure:
     name: str
     path_svg: Path
@@ -143,11 +180,26 @@ def draw_benches(
     return drawn
 
 
-def _save(folder: Path, name: str, formats: tuple[str, ...], kind: Kind | BenchKind, shown) -> DrawnFigure:
-    figure = kind.draw(shown)
+def draw_studies(
+    studies: Studies, records: Records, folder: Path, formats: tuple[str, ...] = ("svg", "pdf", "png")
+) -> list[DrawnFigure]:
+    """The same for sweeps and tasks; none for a profile without either. `records` are the profile's own."""
+    folder, drawn = Path(folder), []
+    for name, kind in STUDY_FIGURES.items():
+        try:
+            kind.arms(studies, records)
+        except NothingToDraw:
+            _remove(folder, name)
+        else:
+            drawn.append(_save(folder, name, formats, kind, studies, records))
+    return drawn
+
+
+def _save(folder: Path, name: str, formats: tuple[str, ...], kind: Kind | BenchKind | StudyKind, *shown) -> DrawnFigure:
+    figure = kind.draw(*shown)
     for file_format in formats:
         write_atomic(folder / f"{name}.{file_format}", render(figure, file_format))
-    return DrawnFigure(name, folder / f"{name}.svg", kind.alt(shown), kind.caption)
+    return DrawnFigure(name, folder / f"{name}.svg", kind.alt(*shown), kind.caption)
 
 
 def _remove(folder: Path, name: str) -> None:

@@ -102,6 +102,17 @@ def framed(title: str, height: float, records: Records, arms: Sequence[str], not
     return figure
 
 
+def settled(figure):
+    """The figure with its layout done once and its axes placed to five decimals: the solver's last digits depend on where
+    objects lie in memory, and would show in the file."""
+    figure.draw_without_rendering()
+    places = [(axes, axes.get_position()) for axes in figure.get_axes()]
+    figure.set_layout_engine("none")
+    for axes, box in places:
+        axes.set_position([round(x, 5) for x in box.bounds])
+    return figure
+
+
 def _lines(pieces: Sequence[str], width: int) -> list[str]:
     """Pieces joined by dots into lines; a line breaks between pieces, inside one only if it must."""
     lines: list[str] = []

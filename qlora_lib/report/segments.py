@@ -15,7 +15,8 @@ NAMES = re.compile(
     r"""\b(?:
       NF4 | FP4 | Int4 | NormalFloat4 | AdamW8bit
     | (?:4|8|16|32)-bit | 16/32-bit | fp16 | fp32 | fp64 | FP16 | FP32 | bf16 | int8
-    | WikiText-2 | TinyLlama-1\.1B(?:-Chat-v1\.0)?
+    | WikiText-2 | TinyLlama[-\ ]1\.1B(?:-Chat-v1\.0)? | Llama-3\.1-8B | Qwen2\.5 | Qwen3
+    | Dolly-15K | SST-2 | SQuAD\ v1\.1 | F1 | RTX\ 3070 | RTX\ 3090
     | T4 | AVX2 | AVX512 | CC\ BY(?:-SA)?\ 4\.0 | Apache-2\.0
     )\b""",
     re.VERBOSE,

@@ -6,6 +6,7 @@ How it works: text and tables name values by key, and the `Store` makes a value 
     published.<table>.<row>.<column>     printed by the study:     published.10.perplexity.qlora
     reference.<name>                     printed by another document
     bench.<allocator>.<path>[@format]    of `qlora bench`:         bench.keep.settings.repeats
+    sweep.<arm>.<path>, task.<arm>.<path>, swept.<arm>.<path>     of a sweep, a task's arm, a sweep on a task
     <any name given to `derive`>         computed from other keys by a function of derive.py
 
 An arm that did not run, or a null field, gives a value that prints "not measured". A name that is no
@@ -25,6 +26,7 @@ from qlora_lib.records import RunRecord
 from qlora_lib.report.benches import ALLOCATORS, Benches, check_path, flat
 from qlora_lib.report.derive import FUNCTIONS
 from qlora_lib.report.formats import FORMATS, NOT_MEASURED, show
+from qlora_lib.studies import Studies
 
 Kind = Literal["measured", "published", "setting", "derived"]
 
@@ -49,7 +51,7 @@ FIELD_FORMATS = (
     (r"provenance\.(cache_key|git_commit)", "short"),
     (r"provenance\.wall_seconds", "seconds_unit"),
     (r"perplexity\.window_nll_.*|generation\.repeats", "numbers"),
-    (r"train\.(loss|eval_loss|seconds_per_step_quartiles)", "numbers"),
+    (r"train\.(loss|eval_loss|eval_steps|seconds_per_step_quartiles)", "numbers"),
     (r"seed", "plain"),
 )
 
@@ -73,14 +75,27 @@ class Value:
 class Store:
     """The values of one report, by key; `records` by arm name, in the profile's order; `benches` by allocator."""
 
-    def __init__(self, records: dict[str, RunRecord], rates_searched: bool = False, benches: Benches | None = None):
+    def __init__(
+        self,
+        records: dict[str, RunRecord],
+        rates_searched: bool = False,
+        benches: Benches | None = None,
+        studies: Studies | None = None,
+    ):
         self.records = records
         self.benches = benches or {}
+        self.studies = studies or Studies()
         self.rates_searched = rates_searched  # whether each method's learning rate was chosen by a search
         self.values: dict[str, Value] = {}
         self.used: set[str] = set()  # keys that the document prints
         self._bench_fields = {allocator: flat(bench) for allocator, bench in self.benches.items()}
         self._fields = {name: r.model_dump(by_alias=True, mode="json") for name, r in records.items()}
+        self._studied = {  # the records of the studies, by the prefix of their keys
+            prefix: {name: r.model_dump(by_alias=True, mode="json") for name, r in found.items()}
+            for prefix, found in (
+                ("sweep", self.studies.sweeps), ("task", self.studies.tasks), ("swept", self.studies.swept_tasks)
+            )
+        }  # fmt: skip
 
     def arm(self, role: str) -> str | None:
         """The arm that plays `role`: of that name, else the first that trains by that method.
@@ -180,6 +195,10 @@ class Store:
             return _printed(key, REFERENCES[rest])
         if rest and (head in ROLES or head in self.records):
             return self._field(key, head, rest)
+        if arm := _longest(key, self.records):  # a name with a dot in it
+            return self._field(key, arm, key[len(arm) + 1 :])
+        if arm := _longest(rest, self._studied.get(head, ())):
+            return self._of_study(key, head, arm, rest[len(arm) + 1 :])
         allocator, _, path = rest.partition(".")
         if head == "bench" and allocator in ALLOCATORS and path:
             return self._bench(key, allocator, path)
@@ -198,24 +217,39 @@ class Store:
         return Value(key, NOT_MEASURED if number is None else show(number, form), kind, source, number)
 
     def _field(self, key: str, role: str, path: str) -> Value:
+        arm = self.arm(role)
+        return self._of_record(key, arm, self._fields.get(arm), path, {"arm": arm or role})
+
+    def _of_study(self, key: str, study: str, arm: str, path: str) -> Value:
+        return self._of_record(key, arm, self._studied[study][arm], path, {study: arm})
+
+    def _of_record(self, key: str, arm: str | None, fields: dict | None, path: str, source: dict[str, Any]) -> Value:
         path, _, form = path.partition("@")
         _check_field(key, path)
         form = form or next((f for p, f in FIELD_FORMATS if re.fullmatch(p, path)), None)
-        arm = self.arm(role)
-        number = follow(self._fields[arm], path) if arm else None
+        number = follow(fields, path) if arm else None
         form = form or ("count" if isinstance(number, int | float) else "text")
         if form not in FORMATS:
             raise QloraError(f"the report has no format '{form}' (value '{key}')", nearest(form, FORMATS))
         kind = "setting" if path.split(".")[0] in ("settings", "seed") else "measured"
-        source = {"arm": arm or role, "path": path, "format": form}
+        source = {**source, "path": path, "format": form}
         if number is None and (arm is None or kind == "measured"):
             return Value(key, NOT_MEASURED, kind, source, None)
         return Value(key, show(number, form), kind, source, number)
 
 
+def _longest(key: str, names: Iterable[str]) -> str | None:
+    """The longest name that `key` begins with, before a dot."""
+    return max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
+
+
 def follow(fields: Any, path: str) -> Any:
-    """The field at a dotted path; None where the path ends early. An empty list counts as nothing."""
+    """The field at a dotted path; None where the path ends early. An empty list counts as nothing.
+    A whole number is a place in a list."""
     for part in path.split("."):
+        if isinstance(fields, list):
+            fields = fields[int(part)] if part.isdigit() and int(part) < len(fields) else None
+            continue
         if not isinstance(fields, dict):
             return None
         fields = fields.get(part)
@@ -226,6 +260,8 @@ def _check_field(key: str, path: str) -> None:
     """Refuse a path that no record could have; below `settings` and the like anything may stand."""
     model: Any = RunRecord
     for part in path.split("."):
+        if part.isdigit():
+            continue  # a place in a list
         if get_origin(model) is dict:
             model = get_args(model)[1]
             continue

@@ -18,7 +18,10 @@ ABBREVIATIONS = frozenset(
     "Mr Mrs Ms Dr St Sr Jr Prof Rev Hon Gen Col Capt Lt Sgt Maj Gov Sen Rep Pres No Nos Vol vol vs etc ca c cf Inc Ltd Co Corp Bros"
     " approx est fl b d p pp ed eds al Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec U.S U.K U.N D.C Res a.k.a i.e e.g Mt Ft Ave".split()
 )
-HOLE = re.compile(r"\s[,;.:)]|[(]\s|[(][,;]|formula_|&|<|>|\{|\}|\||=|page\(s\)|_|\(s\)|\*|\bISBN\b|https?:|www\.|\x22\x22|\b(?:over|about|approximately|nearly|than|around|contributes|some|up to|at least) of\b|,,|\.\.|\u200b|\[|\]|--")
+HOLE = re.compile(
+    r"\s[,;.:)]|[(]\s|[(][,;]|formula_|&|<|>|\{|\}|\||=|page\(s\)|_|\(s\)|\*|\bISBN\b|https?:|www\.|\x22\x22|\b(?:over"
+    r"|about|approximately|nearly|than|around|contributes|some|up to|at least) of\b|,,|\.\.|\u200b|\[|\]|--"
+)
 SHORT = 80  # words
 VERB = re.compile(r"\b(is|are|was|were|has|had|have|be|can|may|will|did|does)\b")
 
@@ -54,7 +57,9 @@ class Article:
     def is_person(self) -> bool:
         """Born, or of some kind "who" did something, or with dates behind the name and a "he" or "she" that follows."""
         lead = self.lead[:250]
-        if re.search(r"\((?:[^()]*[;, ])?(?:born|née) [^()]*\)", lead) or re.match(r"[^.,]*? (?:is|was) an? [^.,]*? who ", lead):
+        if re.search(r"\((?:[^()]*[;, ])?(?:born|née) [^()]*\)", lead) or re.match(
+            r"[^.,]*? (?:is|was) an? [^.,]*? who ", lead
+        ):
             return True
         begins = " ".join(p.text for p in self.paragraphs[:3])
         dated = re.search(r"\([^()]*\b\d{3,4}\b[^()]*\)", lead)
@@ -67,10 +72,10 @@ def read_articles(path: Path) -> tuple[dict[str, list[Article]], dict[str, int]]
     Left out are articles without a whole sentence, and short ones that say of another thing what an earlier one says (the
     sample holds several hundred sea snails): else what is learned of one would be asked of the next.
     """
-    parsed = texts._parse_articles(path)
+    parsed = texts.parse_articles(path)
     numbers = {text: number for number, text in reversed(parsed)}
     found, seen, left_out = {}, set(), Counter()
-    for split, documents in texts._split_by_article(parsed).items():
+    for split, documents in texts.split_by_article(parsed).items():
         found[split] = []
         for article in (_article(numbers[text], text) for text in documents):
             like = re.sub(r"\b(?:[A-Z]\S*|\S*\d\S*)", "#", article.lead.replace(article.name, "#"))

@@ -111,11 +111,12 @@ def _written(messages: list[Message], example: Example, tokenizer) -> tuple[str,
     """(the chat as the template writes it, the messages that it was given)."""
     if not messages or messages[-1].role != "assistant" or all(m.role != "user" for m in messages[:-1]):
         raise QloraError(
-            f"example {example.id} is no chat of a user and an assistant who has the last word", "Mend or leave out that example"
+            f"example {example.id} is no chat of a user and an assistant who has the last word",
+            "Mend or leave out that example",
         )
     system = [m.content for m in messages if m.role == "system"]
     try:
-        whole = _render(messages, tokenizer)
+        whole = render(messages, tokenizer)
         if all(text.strip() in whole for text in system):
             return whole, messages
     except _template_error() as e:
@@ -126,7 +127,7 @@ def _written(messages: list[Message], example: Example, tokenizer) -> tuple[str,
     head = "\n\n".join([*(text for text in system if text.strip()), messages[first].content])
     others[next(i for i, m in enumerate(others) if m.role == "user")] = Message("user", head)
     try:
-        return _render(others, tokenizer), others
+        return render(others, tokenizer), others
     except _template_error() as e:
         raise _unfit(example, tokenizer, str(e)) from e
 
@@ -137,7 +138,7 @@ def _template_error():
     return TemplateError, TypeError, KeyError
 
 
-def _render(messages: list[Message], tokenizer, ask: bool = False, **more) -> str:
+def render(messages: list[Message], tokenizer, ask: bool = False, **more) -> str:
     if not more:
         more = {"enable_thinking": False}
     if not tokenizer.chat_template:
@@ -155,7 +156,7 @@ def _start(before: list[Message], last: bool, whole: str, example: Example, toke
     """
     try:
         ways = (False,) if last else (False, True)
-        asked = [_render(before, tokenizer, ask=True, enable_thinking=thinking) for thinking in ways]
+        asked = [render(before, tokenizer, ask=True, enable_thinking=thinking) for thinking in ways]
     except _template_error() as e:
         raise _unfit(example, tokenizer, str(e)) from e
     fitting = [len(text) for text in asked if whole.startswith(text)]

@@ -17,11 +17,19 @@ from pathlib import Path
 from qlora_lib.errors import QloraError, UsageError, nearest
 from qlora_lib.tasks import published
 from qlora_lib.tasks.examples import Example, TaskData
+from qlora_lib.tasks.kept import made_once
 from qlora_lib.tasks.made import MADE, make
 from qlora_lib.tasks.splits import SPLITS, by_hash
 
 SUFFIXES = (".tsv", ".json", ".jsonl", ".parquet")
-NAMES = {"train": "train", "dev": "validation", "valid": "validation", "validation": "validation", "val": "validation", "test": "test"}
+NAMES = {
+    "train": "train",
+    "dev": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+}
 
 
 def task_names() -> list[str]:
@@ -76,7 +84,7 @@ def _registered(name: str) -> TaskData:
     if name in REGISTERED:
         splits, left_out = _splits({s: [path] for s, path in asset.files.items()}, REGISTERED[name])
     else:
-        splits, left_out = stand_ins.make(name, asset.files["all"])
+        splits, left_out = made_once(name, asset.revision, lambda: stand_ins.make(name, asset.files["all"]))
     return TaskData(
         name=name, task=spec.task, source=asset.source, splits=splits, revision=asset.revision, license=asset.license,
         attribution=asset.attribution, stand_in_for=asset.stand_in_for, left_out=left_out,
@@ -173,10 +181,13 @@ def _by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
         return {"all": files}
     if "all" in named:
         raise UsageError(
-            f"{path} holds {named['all'][0].name} beside files named for their split", "Name each train, dev or test, or give one file"
+            f"{path} holds {named['all'][0].name} beside files named for their split",
+            "Name each train, dev or test, or give one file",
         )
     if "train" not in named:
-        raise UsageError(f"{path} has no train file (it has: {', '.join(f.name for f in files):.120})", "Name it train, or give one file")
+        raise UsageError(
+            f"{path} has no train file (it has: {', '.join(f.name for f in files):.120})", "Name it train, or give one file"
+        )
     return named
 
 
@@ -205,7 +216,7 @@ def _revision(files: dict[str, list[Path]]) -> str:
 
 def _own(files: dict[str, list[Path]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
     """Chats of one's own, split as the published sets are."""
-    from qlora_lib.tasks.own import read_messages
+    from qlora_lib.tasks.own import chat_key, read_messages
 
     found, left_out = {}, Counter()
     for split, paths in files.items():
@@ -216,9 +227,7 @@ def _own(files: dict[str, list[Path]]) -> tuple[dict[str, list[Example]], dict[s
             left_out.update(problem.what for problem in {p.row: p for p in problems}.values())
             if not examples:
                 first = f" (row {problems[0].row}: {problems[0].what})" if problems else ""
-                raise QloraError(f"{path} holds no chat that can be learned{first}", f"See what is wrong, row by row: qlora check {path}")
-    return _completed(found, _chat_key), dict(left_out)
-
-
-def _chat_key(example: Example) -> str:
-    return "\n".join(m.content for m in example.prompt)
+                raise QloraError(
+                    f"{path} holds no chat that can be learned{first}", f"See what is wrong, row by row: qlora check {path}"
+                )
+    return _completed(found, chat_key), dict(left_out)

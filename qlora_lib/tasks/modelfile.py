@@ -219,13 +219,13 @@ def _render(tokenizer, system: str | None, turns: list[str]) -> str:
     ask = len(turns) % 2 == 1
     if system is not None:
         try:
-            text = chat._render([Message("system", system), *_messages(turns)], tokenizer, ask=ask)
+            text = chat.render([Message("system", system), *_messages(turns)], tokenizer, ask=ask)
         except _template_errors():  # many refuse one
             text = ""
         if system not in text:
-            text = chat._render(_messages([f"{system}\n\n{turns[0]}", *turns[1:]]), tokenizer, ask=ask)
+            text = chat.render(_messages([f"{system}\n\n{turns[0]}", *turns[1:]]), tokenizer, ask=ask)
     else:
-        text = chat._render(_messages(turns), tokenizer, ask=ask)
+        text = chat.render(_messages(turns), tokenizer, ask=ask)
     bos = tokenizer.bos_token
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(bos) if adds_bos else text

@@ -23,6 +23,7 @@ from typing import Any
 
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.tasks.examples import Example, Message, Task
+from qlora_lib.tasks.own import FORMS
 from qlora_lib.tasks.splits import Sieve, normalized
 
 SST2_PROMPT = "{sentence}\nQuestion: Is this sentence positive or negative?\nAnswer:"
@@ -170,7 +171,9 @@ def _json(path: Path) -> Any:
 def _alpaca_rows(path: Path) -> Iterator[tuple[str, Any]]:
     rows = _json(path)
     if not isinstance(rows, list):
-        raise QloraError(f"{path} is no list of outputs; expected [{{instruction, output, generator}}, ...]", "See alpaca_eval.json")
+        raise QloraError(
+            f"{path} is no list of outputs; expected [{{instruction, output, generator}}, ...]", "See alpaca_eval.json"
+        )
     for number, row in enumerate(rows, 1):
         yield f"row {number}", row
 
@@ -290,7 +293,7 @@ def _first_row_keys(start: str) -> set[str]:
 def _columns_format(columns: set[str], kind: str) -> str | None:
     if "text" in columns:
         return None  # plain text, whatever stands beside it
-    if "messages" in columns and kind == "JSONL":
+    if kind == "JSONL" and any(form <= set(columns) for form in FORMS):
         return MESSAGES
     if {"instruction", "response"} <= columns:
         return f"Dolly {kind}"

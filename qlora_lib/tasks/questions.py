@@ -11,7 +11,8 @@ from collections import Counter
 from qlora_lib.tasks.articles import Article
 from qlora_lib.tasks.examples import Example
 from qlora_lib.tasks.published import question
-from qlora_lib.tasks.question_forms import FORMS, About, Asked
+from qlora_lib.tasks.question_forms import FORMS
+from qlora_lib.tasks.question_grammar import About, Asked
 from qlora_lib.tasks.splits import normalized
 
 MOST_WORDS, MOST_CHARACTERS = 100, 640  # of a passage
@@ -45,7 +46,9 @@ def passages(article: Article) -> list[tuple[list[str], bool]]:
                 run = []
             run = [*run, sentence]
         cut.append((run, first))
-    return [(run, first) for run, first in cut if len(" ".join(run)) <= MOST_CHARACTERS and len(" ".join(run).split()) <= MOST_WORDS]
+    return [
+        (run, first) for run, first in cut if len(" ".join(run)) <= MOST_CHARACTERS and len(" ".join(run).split()) <= MOST_WORDS
+    ]
 
 
 def _questions(passage: list[str], about: About) -> list[Asked]:
@@ -55,7 +58,12 @@ def _questions(passage: list[str], about: About) -> list[Asked]:
     for number, form in enumerate(FORMS):
         for place, sentence in enumerate(passage):
             for asked in form(sentence, about):
-                if asked.answer in text and not _gives_away(asked) and not asked.answer.endswith(("'s", "’s")) and len(asked.question) <= 260:
+                if (
+                    asked.answer in text
+                    and not _gives_away(asked)
+                    and not asked.answer.endswith(("'s", "’s"))
+                    and len(asked.question) <= 260
+                ):
                     fit.append((number, place, asked))
     plain = [asked for _, _, asked in fit if asked.form != CLOZE]
     blanks = {place: asked for _, place, asked in reversed(fit) if asked.form == CLOZE}  # one of a sentence

@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from qlora_lib.tasks.articles import Article
 from qlora_lib.tasks.examples import Example
 from qlora_lib.tasks.published import instruction
-from qlora_lib.tasks.question_forms import FORMS, YEAR, About, cloze, definition
+from qlora_lib.tasks.question_events import cloze
+from qlora_lib.tasks.question_forms import FORMS, definition
+from qlora_lib.tasks.question_grammar import YEAR, About
 from qlora_lib.tasks.questions import passages
 from qlora_lib.tasks.splits import normalized
 
@@ -28,19 +30,37 @@ TELL = ("Tell me about {x}.", "Give me a short overview of {x}.", "What can you 
 FIRST = ("Write the first sentence of an encyclopaedia article about {x}.", "How might an encyclopaedia entry on {x} begin?")
 SECTION = ("What is known about the {s} of {x}?", "Describe the {s} of {x}.", "Write a short passage on the {s} of {x}.")
 CONTINUE = ("Continue this text in the same style.", "Write what could come next in this passage.", "Carry on from here.")
-SUMMARY = ("Sum up this text in one sentence.", "What is the main point of this text? Answer in one sentence.", "Summarize the passage below in a single sentence.")
-SENTENCE = ("{q} Answer with a whole sentence from the text.", "Using the text below, answer in a full sentence: {q}", "{q} Quote the sentence that says so.")
+SUMMARY = (
+    "Sum up this text in one sentence.",
+    "What is the main point of this text? Answer in one sentence.",
+    "Summarize the passage below in a single sentence.",
+)
+SENTENCE = (
+    "{q} Answer with a whole sentence from the text.",
+    "Using the text below, answer in a full sentence: {q}",
+    "{q} Quote the sentence that says so.",
+)
 YEARS = ("List the years that the text mentions, in order.", "Which years are mentioned in the passage?")
-TITLES = ("List the titles and phrases that stand in quotation marks in the text.", "Which titles or phrases does the passage quote?")
-KIND = ("Is {x} a person, a place, a living thing or a work of art?", "Classify {x}: person, place, living thing or work of art.")
+TITLES = (
+    "List the titles and phrases that stand in quotation marks in the text.",
+    "Which titles or phrases does the passage quote?",
+)
+KIND = (
+    "Is {x} a person, a place, a living thing or a work of art?",
+    "Classify {x}: person, place, living thing or work of art.",
+)
 KINDS = (
-    ("A place", r"\b(?:village|town|city|municipality|commune|suburb|neighbou?rhood|district|river|lake|mountain|island|hamlet|parish|county)$"),
+    ("A place",
+        r"\b(?:village|town|city|municipality|commune|suburb|neighbou?rhood|district|river|lake|mountain|island|hamlet"
+        r"|parish|county)$"),
     ("A living thing", r"^an? (?:species|genus|family|subfamily|flowering plant|moth|beetle|liana)\b"),
     ("A work of art", r"\b(?:film|album|song|novel|single|painting|book|play|opera|television series|sitcom|EP|poem)$"),
 )  # fmt: skip
 NAMED_SECTIONS = re.compile(
-    r"(?:early |later |personal |political |playing |club |military |musical |family )?(?:life|career|history|biography|plot|background|description|distribution"
-    r"|production|reception|education|geography|design|development|death|legacy|etymology|demographics|origins?|economy|taxonomy|habitat|synopsis)",
+    r"(?:early |later |personal |political |playing |club |military |musical |family )?(?:life|career|history|biography"
+    r"|plot|background|description|distribution"
+    r"|production|reception|education|geography|design|development|death|legacy|etymology|demographics|origins?|economy"
+    r"|taxonomy|habitat|synopsis)",
     re.IGNORECASE,
 )
 
@@ -85,14 +105,23 @@ def _with_context(article: Article) -> Iterator[tuple[str, str, str, str]]:
     asked_sentences = 0
     for number, (passage, first) in enumerate(passages(article)):
         context, salt = " ".join(passage), str(number)
-        if len(passage) >= 3 and asked_sentences < 4 and (found := _asked(passage, About(article.name, article.is_person, first))):
+        if (
+            len(passage) >= 3
+            and asked_sentences < 4
+            and (found := _asked(passage, About(article.name, article.is_person, first)))
+        ):
             asked_sentences += 1
             yield _pick(SENTENCE, article, salt).format(q=found[0]), found[1], context, "closed_qa"
         if first and len(passage) >= 3 and len(context.split()) >= 50 and LEAST <= len(passage[0].split()) <= 45:
             yield _pick(SUMMARY, article, salt), passage[0], context, "summarization"
         years = list(dict.fromkeys(re.findall(rf"(?<![\d–-]){YEAR}(?![\d–-])", context)))
         if len(years) >= 3 and number % 2 == 0:
-            yield _pick(YEARS, article, salt), f"The text mentions the years {_list(sorted(years))}.", context, "information_extraction"
+            yield (
+                _pick(YEARS, article, salt),
+                f"The text mentions the years {_list(sorted(years))}.",
+                context,
+                "information_extraction",
+            )
         titles = list(dict.fromkeys(re.findall(r'"([^"]+?)[,.;]?"', context)))
         if 2 <= len(titles) <= 6 and all(2 <= len(title) <= 60 for title in titles):
             quoted = _list([f'"{title}"' for title in titles])
