@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ import torch
 from qlora_lib import hardware, models
 from qlora_lib.adapters import Adapters
 from qlora_lib.assets.store import sha256_of
-from qlora_lib.config import Quantization
+from qlora_lib.config import Evaluation, Quantization
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.lora import dequantized, is_quantized
 from qlora_lib.paths import write_atomic
@@ -138,15 +139,17 @@ def merge(
         model, quantization: where no record says them.
         dtype: of the weights that are written; `auto` is that of the base's files. 16 bits round the product.
         force: replace a folder that holds a checkpoint.
-        check: a data set's name (its validation split), or a file: the loss of each way to deploy the adapter on it.
+        check: a data set's name, or a file: the loss of each way to deploy the adapter on it. Of a text that is registered
+            the validation split, of another the beginning; of a task or chats the responses of the validation split.
+        windows, context: for `check`: how many windows or examples, of (at most) so many tokens.
     """
     out = Path(out)
     _check_out(out, Path(adapter), force)
     _check_kind(adapter)
     if check:
-        from qlora_lib.texts import check_source
+        from qlora_lib.task_data import check_data
 
-        check_source(check, "text")
+        check_data(check, "text")
     base = base_of(adapter, model, quantization)
     onto = onto or ("dequantized" if base.quantized else "original")
     if onto == "dequantized" and not base.quantized:
@@ -210,20 +213,13 @@ def _put(part: Path, out: Path) -> None:
 
 def _check(base: Base, adapter: Path, onto: Onto, written: Path, data: str, windows: int, context: int) -> dict:
     """The loss of the base, of the adapter as trained, and of each merged form; the written one as it is in its files."""
-    from qlora_lib.data import file_tokens, prepare
-    from qlora_lib.metrics.perplexity import perplexity
-    from qlora_lib.texts import is_registered
-
-    tokenizer, rows, protocol = models.load_tokenizer(base.asset.path), [], ""
-    registered = is_registered(data)
-    tokens = prepare(data, "text", context, tokenizer).tokens["validation"] if registered else file_tokens(Path(data), "text", tokenizer)
+    loss_of, shown, rows, protocol = *_loss_on(data, models.load_tokenizer(base.asset.path), windows, context), [], ""
 
     def score(what: str, model) -> None:
         nonlocal protocol
         print(f"loss of: {what}", file=sys.stderr, flush=True)
-        result = perplexity(model, tokens[: context * windows], context, context, progress=sys.stderr.isatty())
-        rows.append(Way(what, math.log(result["perplexity"]), result["perplexity"]))
-        protocol = result["protocol"]
+        loss, protocol = loss_of(model)
+        rows.append(Way(what, loss, math.exp(loss)))
 
     adapters = Adapters(base.load())
     adapters.add("trained", adapter)
@@ -241,7 +237,38 @@ def _check(base: Base, adapter: Path, onto: Onto, written: Path, data: str, wind
             score(f"merged onto {way} (fp32)", merged_model(base, adapter, way).to(on))
     if base.quantized:
         score(f"merged onto {onto}, quantized again ({base.format})", base.load(written))
-    return {"check": rows, "check_data": f"{data}, validation split" if registered else Path(data).name, "check_protocol": protocol}
+    return {"check": rows, "check_data": shown, "check_protocol": protocol}
+
+
+def _loss_on(data: str, tokenizer, windows: int, context: int) -> tuple[Callable[[object], tuple[float, str]], str]:
+    """(of a model: its loss in nats a token, and the protocol; the data in words)."""
+    from qlora_lib.tasks.load import is_task, load_task
+
+    progress = sys.stderr.isatty()
+    if is_task(data):
+        from qlora_lib.metrics.tasks import score_task
+
+        examples = load_task(data).splits["validation"][:windows]
+        e = Evaluation(context=context, stride=context, samples=0)
+
+        def of_responses(model) -> tuple[float, str]:
+            scores = score_task(model, tokenizer, "chat", examples, e, progress)
+            means, tokens = scores.each["response_perplexity"], scores.weights
+            return sum(mean * n for mean, n in zip(means, tokens)) / sum(tokens), f"{len(examples)} examples, {scores.protocol}"
+
+        return of_responses, f"{Path(data).name}, validation split"
+    from qlora_lib.data import file_tokens, prepare
+    from qlora_lib.metrics.perplexity import perplexity
+    from qlora_lib.texts import is_registered
+
+    registered = is_registered(data)
+    tokens = prepare(data, "text", context, tokenizer).tokens["validation"] if registered else file_tokens(Path(data), "text", tokenizer)
+
+    def of_text(model) -> tuple[float, str]:
+        result = perplexity(model, tokens[: context * windows], context, context, progress=progress)
+        return math.log(result["perplexity"]), result["protocol"]
+
+    return of_text, f"{data}, validation split" if registered else Path(data).name
 
 
 def _file_dtype_of(folder: Path) -> torch.dtype:

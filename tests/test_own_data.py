@@ -227,7 +227,7 @@ def call(capfd, monkeypatch):
 def test_a_good_file(write, call):
     code, out, err = call(write(*many(200)))
     assert (code, err) == (0, "") and "200 conversations in 200 rows, 400 turns" in out
-    assert "left out" not in out and "an epoch is 12 steps of 16" in out
+    assert "left out" not in out and "an epoch is 11 whole steps of 16" in out
 
 
 def test_bad_rows_are_counted_and_only_some_are_named(write, call):

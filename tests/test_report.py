@@ -36,7 +36,7 @@ CHAPTERS = [
 def records():
     """Made-up records of `demo`, with the settings that the profile would give them."""
     profile, made_up = load_profile("demo"), example_records("demo")
-    for arm in profile.arms:
+    for arm in (a for a in profile.arms if a.name in made_up):
         made_up[arm.name].settings = profile.settings(arm).model_dump(exclude={"seed"})
     return made_up
 

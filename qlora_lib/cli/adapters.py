@@ -153,8 +153,8 @@ def _converse(speakers, system: str | None, sampling: dict) -> None:
 @click.option("--quantization", type=FORMATS, help="What the base was in training, where no record says it.")
 @click.option("--double-quant/--no-double-quant", default=True, show_default=True, help="With --quantization nf4 or fp4.")
 @click.option("--dtype", type=DTYPES, default="auto", show_default=True, help="Of the weights; auto: of the base's files. 16 bits round.")
-@click.option("--check", metavar="DATA", help="Measure the loss of every way to deploy the adapter on this data.")
-@click.option("--windows", default=16, show_default=True, type=click.IntRange(1), help="Of 256 tokens, for --check.")
+@click.option("--check", metavar="DATA", help="Measure the loss of every way to deploy the adapter on this text, task or file of chats.")
+@click.option("--windows", default=16, show_default=True, type=click.IntRange(1), help="Of 256 tokens, or examples, for --check.")
 @click.option("--force", is_flag=True, help="Replace the checkpoint in OUT.")
 @json_option
 def merge(as_json, quantization, double_quant, **options) -> None:
@@ -190,24 +190,41 @@ def merge(as_json, quantization, double_quant, **options) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The .gguf file.")
 @click.option("--type", "kind", type=click.Choice(["f32", "f16", "q8_0"]), default="f16", show_default=True, help="Of the matrices; vectors stay f32.")
 @click.option("--name", help="The model's name in the file; default: that of the model.")
-@click.option("--force", is_flag=True, help="Replace OUT.")
+@click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile beside it, with the model's chat template.")
+@click.option("--system", metavar="TEXT", help="System message that its chats begin with; implies --modelfile.")
+@click.option("--force", is_flag=True, help="Replace OUT and its Modelfile.")
 @json_option
-def export(as_json, model, out, kind, name, force) -> None:
+def export(as_json, model, out, kind, name, modelfile, system, force) -> None:
     """Write a model as a GGUF file for llama.cpp, Ollama and LM Studio.
 
     \b
     Examples:
       qlora export --model smollm2-135m --out smollm2.gguf
       qlora export --model merged --out mine.gguf --type q8_0
+      qlora export --model merged --out mine/mine.gguf --modelfile --system "You are our help desk."
     """
     use_threads()
     from qlora_lib.assets import resolve_model
     from qlora_lib.export.gguf_file import export_gguf
 
+    beside = out.parent / "Modelfile" if modelfile or system is not None else None
+    if beside and beside.exists() and not force:
+        raise UsageError(f"{beside} exists", "Give another folder in --out, or --force to replace it")
     asset = resolve_model(model)
     result = export_gguf(asset.path, out, kind, name or asset.name, force)
+    why = _write_modelfile(asset.path, result.path, system) if beside else None
     if as_json:
         print_json({"out": str(result.path), "bytes": result.bytes, "tensors": result.tensors, "type": result.type,
-                    "architecture": result.architecture, "pre_tokenizer": result.pre_tokenizer})  # fmt: skip
+                    "architecture": result.architecture, "pre_tokenizer": result.pre_tokenizer,
+                    **({"modelfile": str(beside)} if beside else {})})  # fmt: skip
         return
     click.echo(f"{result.path}: {result.bytes / 1e6:.0f} MB, {result.tensors} tensors in {result.type}, {result.architecture}")
+    if beside:
+        click.echo(f"{beside}: ollama create NAME -f {beside}" + (f"\n  note: {why}" if why else ""))
+
+
+def _write_modelfile(model: Path, gguf: Path, system: str | None) -> str | None:
+    from qlora_lib.models import load_tokenizer
+    from qlora_lib.tasks.modelfile import write_modelfile
+
+    return write_modelfile(gguf, load_tokenizer(model), system)[1]

@@ -74,4 +74,4 @@ def _print(r) -> None:
     if r.longer_than_max is not None:
         click.echo(f"  longer than {r.max_length} tokens, left out of training: {r.longer_than_max}")
     click.echo(f"  train {r.splits['train']}, validation {r.splits['validation']}, test {r.splits['test']}")
-    click.echo(f"  an epoch is {r.steps_per_epoch} steps of {r.batch_size} conversations")
+    click.echo(f"  an epoch is {r.steps_per_epoch} whole step{'s' * (r.steps_per_epoch != 1)} of {r.batch_size} conversations")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_lib.bench.record import BenchRecord
-from qlora_lib.figures import bench, bench_scaling, comparison, quality, sweeps, tasks, training
+from qlora_lib.figures import bench, bench_scaling, comparison, quality, sweep_quality, sweeps, tasks, training
 from qlora_lib.figures.comparison import draw_comparison, draw_radar
 from qlora_lib.figures.parts import NothingToDraw
 from qlora_lib.figures.quality import draw_quality_against_bytes, draw_quantization_alone
@@ -119,8 +119,8 @@ STUDY_FIGURES: dict[str, StudyKind] = {
     "sweep-learning-rate": _of_sweeps(sweeps.rate_arms, sweeps.draw_learning_rate, sweeps.rate_alt, sweeps.RATE_CAPTION),
     "sweep-rank": _of_sweeps(sweeps.rank_arms, sweeps.draw_rank, sweeps.rank_alt, sweeps.RANK_CAPTION),
     "sweep-settings": _of_sweeps(sweeps.settings_arms, sweeps.draw_settings, sweeps.settings_alt, sweeps.SETTINGS_CAPTION),
-    "sweep-curves": _of_sweeps(sweeps.curves_arms, sweeps.draw_curves, sweeps.curves_alt, sweeps.CURVES_CAPTION),
-    "sweep-memory": _of_sweeps(sweeps.memory_arms, sweeps.draw_memory, sweeps.memory_alt, sweeps.MEMORY_CAPTION),
+    "sweep-curves": _of_sweeps(sweep_quality.curves_arms, sweep_quality.draw_curves, sweep_quality.curves_alt, sweep_quality.CURVES_CAPTION),
+    "sweep-memory": _of_sweeps(sweep_quality.memory_arms, sweep_quality.draw_memory, sweep_quality.memory_alt, sweep_quality.MEMORY_CAPTION),
     "throughput": _of_one(
         lambda studies, records: records | studies.tasks, tasks.speed_arms, tasks.draw_speed, tasks.speed_alt, tasks.SPEED_CAPTION
     ),

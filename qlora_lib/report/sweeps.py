@@ -62,7 +62,7 @@ def method(s: Store) -> list[str]:
         noise = (
             "The loss of one seed lies {sweep-deviation} nats, one standard deviation, from the mean of its point. Two means of two "
             "seeds then differ by chance with that same standard error; so a difference counts from twice that on, and from "
-            "{sweep-floor} nats at the least, which is as much in perplexity as matters to anyone. The larger of the two, "
+            "{sweep-floor} nats at the least, which is a choice: a smaller change of perplexity is of little use. The larger of the two, "
             "{sweep-tolerance} nats, is the tolerance of all that follows."
         )
     else:

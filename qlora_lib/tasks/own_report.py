@@ -39,7 +39,7 @@ class Report:
     max_length: int | None = None
     longer_than_max: int | None = None
     batch_size: int | None = None
-    steps_per_epoch: int | None = None
+    steps_per_epoch: int | None = None  # whole ones, as training counts them
 
 
 def check(
@@ -48,7 +48,7 @@ def check(
     """Read a file and describe it; of each kind of problem the first `named` rows are named.
 
     `batch_size` is of an optimizer step, gradient accumulation included; what is longer than `max_length` tokens is left
-    out of it, as training does.
+    out of it, as training does, and what is left at the end of an epoch is too little for a step of its own.
     """
     rows = read_rows(path)
     examples, bad = rows.examples, len(rows.problems)
@@ -69,7 +69,7 @@ def check(
     )
     kept = _count_tokens(report, examples, tokenizer) if tokenizer is not None and examples else examples
     report.splits = {name: len(part) for name, part in split(kept).items()}
-    report.steps_per_epoch = -(-report.splits["train"] // batch_size)
+    report.steps_per_epoch = report.splits["train"] // batch_size
     report.unusable = _unusable(report, bad, tolerated)
     return report
 

@@ -11,6 +11,7 @@ MODULES = {
     "06": "inference",
     "07": "faults",
     "09": "figures",
+    "12": "judges",
 }
 
 
