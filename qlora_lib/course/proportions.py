@@ -11,7 +11,8 @@ Sources: Wilson, "Probable Inference, the Law of Succession, and Statistical Inf
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 Z = 1.959964  # of a 95 % interval
 
@@ -41,7 +42,11 @@ def runs(text: str, length: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + length]) for i in range(max(1, len(words) - length + 1))}
 
 
-def seen_share(test: Sequence[str], train: Iterable[str], length: int = 8) -> float:
-    """Share of test texts, from 0 to 1, of which any run of `length` words stands in a training text."""
-    known = set().union(*(runs(text, length) for text in train))
+def seen_share(test: Sequence[str], train: Sequence[str], length: int = 8, common: float = 0.01) -> float:
+    """Share of test texts, from 0 to 1, of which any run of `length` words stands in a training text.
+
+    A run that more than the share `common` of training texts have, and more than two, is a template's and does not count.
+    """
+    counts = Counter(run for text in train for run in runs(text, length))
+    known = {run for run, n in counts.items() if n <= max(2, common * len(train))}
     return sum(not known.isdisjoint(runs(text, length)) for text in test) / len(test)

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from qlora_lib import sensitivity, style, sweeps
 from qlora_lib.figures import STUDY_FIGURES, NothingToDraw
-from qlora_lib.figures.sweeps import rate_text
+from qlora_lib.figures.sweeps import LABELS, rate_text
 from qlora_lib.notebooks.lesson import Lesson
 from qlora_lib.notebooks.shown import Picture, Shown, as_table, paragraphs
 from qlora_lib.report import quantities
@@ -124,8 +124,8 @@ def draw_setting(axis: Axis, title: str, within: float) -> tuple[style.Figure, s
     places = [p.value if logarithmic else i for i, p in enumerate(points)]
     with style.page_style():
         figure = style.new_figure(6.4)
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
-        top = _top(points)
+        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        low, top = _extent(points, within)
         for i, (p, x) in enumerate(zip(points, places, strict=True)):
             look = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
             for seed, score in zip(p.seeds, p.scores, strict=True):
@@ -143,7 +143,8 @@ def draw_setting(axis: Axis, title: str, within: float) -> tuple[style.Figure, s
         left.xaxis.set_major_locator(FixedLocator(places))
         left.set_xticklabels([text(p.value) for p in points])
         left.margins(x=0.12)
-        left.set_xlabel(title)
+        left.set_ylim(low - 0.08 * (top - low), top)
+        left.set_xlabel(title.replace("rate,", "learning rate,"))
         left.set_ylabel("validation loss, nats a token")
         left.set_title("At the end; shaded: no worse than the best")
         right.set_title("On the way, mean of the seeds")
@@ -163,9 +164,12 @@ def _course(p: Point) -> tuple[list[int], list[float]]:
     return tokens, [sum(t.eval_loss[i] for t in trains) / len(trains) for i in range(n)]
 
 
-def _top(points: tuple[Point, ...]) -> float:
-    known = [loss for p in points for loss in _course(p)[1]]
-    return max(known, default=1.0)
+def _extent(points: tuple[Point, ...], within: float) -> tuple[float, float]:
+    """Of the losses at the end, at least four tolerances high, so that no small difference looks like a large one."""
+    known = [x for p in points for seed, x in zip(p.seeds, p.scores, strict=True) if x is not None and seed not in p.failures]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    more = max(0.0, 4 * within - (high - low)) / 2
+    return low - more, high + more + 0.08 * (high - low + 2 * more)
 
 
 def good_rates(records: Records) -> list[list[str]]:
@@ -176,5 +180,5 @@ def good_rates(records: Records) -> list[list[str]]:
             if span := sensitivity.good_range(axis, within, seed):
                 ends = [rate_text(x) for x in (span.low, span.high)]
                 factor = f"{'at least ' if span.is_open else ''}{style.number(span.factor, 2)}"
-                rows.append([name, "mean" if seed is None else str(seed), *ends, factor])
+                rows.append([LABELS[name], "mean" if seed is None else str(seed), *ends, factor])
     return rows

@@ -11,7 +11,10 @@ MODULES = {
     "06": "inference",
     "07": "faults",
     "09": "figures",
+    "10": "instructions",
+    "11": "tasks",
     "12": "judges",
+    "13": "own_data",
 }
 
 

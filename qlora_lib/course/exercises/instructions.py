@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from qlora_lib.course.answers import Case, Choice, Function, Mistake, Number
 from qlora_lib.course.instructing import draw_label_strips
 from qlora_lib.quantization import codebook
@@ -156,7 +154,7 @@ endless = Choice(
     right="padding is the end's token",
     options={
         "padding is the end's token": (
-            "what makes labels by ids masks every token that equals the padding, and with it the one end that should be learned."
+            "what makes labels by ids masks every token that equals the padding, and with it the one end that should be learned. Labels by position cure it, and so does a padding token of its own."
         ),
         "the rank is too small": "to put one token behind a finished answer needs no rank to speak of; and other ranks showed the same.",
         "too few steps": "the answers have become those of the data, so the training did arrive; only the end is missing.",
@@ -164,55 +162,10 @@ endless = Choice(
         "four bits": "the adapter was trained on the four bits, and learned everything else on them.",
         "the limit on new tokens is too high": "a lower one cuts the text somewhere, and hides that the model does not end it.",
     },
-    explain="Look at the labels before you train: the end must be among them. A padding token of its own, or labels by position, cure it.",
     draw=draw_ends,
 )
 
-# --- 10.4 padding by hand --------------------------------------------------------------------------
-
-LENGTHS = (40, 200, 60, 180, 50, 190, 70, 210)
-
-
-def positions(lengths: Sequence[int], batch: int) -> int:
-    return sum(len(b) * max(b) for b in (lengths[i : i + batch] for i in range(0, len(lengths), batch)))
-
-
-AS_THEY_COME, ORDERED = positions(LENGTHS, 2), positions(sorted(LENGTHS), 2)
-
-padding = Number(
-    key="10.4",
-    title="What order saves",
-    unit="positions, unordered over ordered",
-    expected=lambda: AS_THEY_COME / ORDERED,
-    parts=lambda: {"tokens": sum(LENGTHS) / ORDERED, "padding in order": 1 - sum(LENGTHS) / ORDERED, "padding that order saves": AS_THEY_COME / ORDERED - 1},
-    explain="A batch costs its size times its longest row, so rows of one length belong together.",
-    mistakes=(
-        Mistake(
-            name="padding was compared, not positions",
-            why="The tokens themselves are computed as well, in either order.",
-            answer=lambda: (AS_THEY_COME - sum(LENGTHS)) / (ORDERED - sum(LENGTHS)),
-        ),
-        Mistake(
-            name="the unordered rows were all padded to the longest of the set",
-            why="Each batch is padded to its own longest row.",
-            answer=lambda: len(LENGTHS) * max(LENGTHS) / ORDERED,
-        ),
-        Mistake(
-            name="the ordered batches were taken to hold no padding",
-            why="Rows of 190 and 210 still differ.",
-            answer=lambda: AS_THEY_COME / sum(LENGTHS),
-        ),
-        Mistake(name="the two were swapped", why="Unordered over ordered is above 1.", answer=lambda: ORDERED / AS_THEY_COME),
-        Mistake(
-            name="the saved share was given",
-            why="The question is how many times as many positions are computed.",
-            answer=lambda: 1 - ORDERED / AS_THEY_COME,
-        ),
-        Mistake(name="order was thought to change nothing", why="Compare what each batch is padded to.", answer=lambda: 1.0),
-    ),
-)
-
-# --- 10.5 cut or left out --------------------------------------------------------------------------
+# --- 10.4 cut or left out --------------------------------------------------------------------------
 
 
 def cut(prompts: Sequence[int], responses: Sequence[int], limit: int) -> list[int]:
@@ -224,7 +177,7 @@ def cut(prompts: Sequence[int], responses: Sequence[int], limit: int) -> list[in
 
 
 truncated = Function(
-    key="10.5",
+    key="10.4",
     title="What cutting would have done",
     axis="examples",
     expected=cut,
@@ -264,6 +217,50 @@ truncated = Function(
             why="First those that break off, then those that are lost whole.",
             answer=lambda p, r, n: [cut(p, r, n)[i] for i in (0, 2, 1)],
         ),
+    ),
+)
+
+# --- 10.5 padding by hand --------------------------------------------------------------------------
+
+LENGTHS = (40, 200, 60, 180, 50, 190, 70, 210)
+
+
+def positions(lengths: Sequence[int], batch: int) -> int:
+    return sum(len(b) * max(b) for b in (lengths[i : i + batch] for i in range(0, len(lengths), batch)))
+
+
+AS_THEY_COME, ORDERED = positions(LENGTHS, 2), positions(sorted(LENGTHS), 2)
+
+padding = Number(
+    key="10.5",
+    title="What order saves",
+    unit="positions, unordered over ordered",
+    expected=lambda: AS_THEY_COME / ORDERED,
+    parts=lambda: {"tokens": sum(LENGTHS) / ORDERED, "padding in order": 1 - sum(LENGTHS) / ORDERED, "padding that order saves": AS_THEY_COME / ORDERED - 1},
+    explain="A batch costs its size times its longest row, so rows of one length belong together.",
+    mistakes=(
+        Mistake(
+            name="padding was compared, not positions",
+            why="The tokens themselves are computed as well, in either order.",
+            answer=lambda: (AS_THEY_COME - sum(LENGTHS)) / (ORDERED - sum(LENGTHS)),
+        ),
+        Mistake(
+            name="the unordered rows were all padded to the longest of the set",
+            why="Each batch is padded to its own longest row.",
+            answer=lambda: len(LENGTHS) * max(LENGTHS) / ORDERED,
+        ),
+        Mistake(
+            name="the ordered batches were taken to hold no padding",
+            why="Rows of 190 and 210 still differ.",
+            answer=lambda: AS_THEY_COME / sum(LENGTHS),
+        ),
+        Mistake(name="the two were swapped", why="Unordered over ordered is above 1.", answer=lambda: ORDERED / AS_THEY_COME),
+        Mistake(
+            name="the saved share was given",
+            why="The question is how many times as many positions are computed.",
+            answer=lambda: 1 - ORDERED / AS_THEY_COME,
+        ),
+        Mistake(name="order was thought to change nothing", why="Compare what each batch is padded to.", answer=lambda: 1.0),
     ),
 )
 
@@ -328,7 +325,7 @@ way = Choice(
     title="Which way to deploy",
     right="adapter beside the 4-bit base",
     options={
-        "adapter beside the 4-bit base": "it is what was trained, bit for bit, and a few per cent larger than the base alone.",
+        "adapter beside the 4-bit base": "it is what was trained, bit for bit. Its price is a second path at each layer: a little memory, and time for every token.",
         "onto the dequantized, quantized again": "the weights stand on the levels, a small product rounds away, and the base is back.",
         "onto the original, quantized again": (
             "it keeps most of the product on average, but every weight is rounded anew: a near function, not the trained one."
@@ -336,8 +333,7 @@ way = Choice(
         "onto the dequantized, 16 bits": "the trained function but for rounding to 16 bits; only four times as large, so it does not fit.",
         "onto the original, 16 bits": "another function than the trained one, often a better one; and it does not fit.",
     },
-    explain="Its price is the second path at each layer: a little time for every token.",
     draw=draw_ways,
 )
 
-EXERCISES = [learned, mask, endless, padding, truncated, survives, way]
+EXERCISES = [learned, mask, endless, truncated, padding, survives, way]
