@@ -99,7 +99,8 @@ def execute_notebooks(
 def choose(only: list[str] | None = None, solutions: bool = False) -> list[Path]:
     """The notebooks' files in order, all of them or those whose numbers are named; each with its solutions."""
     folder = project_root() / "notebooks"
-    files = {path.name.split("_")[0]: path for path in sorted(folder.glob("[0-9]*.ipynb"))}
+    paths = sorted(folder.glob("[0-9]*.ipynb"), key=lambda path: (_draws_ledger(path.read_bytes()), path.name))
+    files = {path.name.split("_")[0]: path for path in paths}  # what draws the predictions of all others comes last
     if not files:
         raise QloraError(f"no notebooks in {folder}", "Run from a checkout of the repository")
     wanted = list(files) if only is None else [number.strip().zfill(2) for number in only]
@@ -141,7 +142,11 @@ def _shared_key(parameters: dict[str, str], records: dict[str, RunRecord]) -> st
 def _decides(source: Path, profile: str) -> bytes:
     """The notebook itself, and where it draws the ledger, the ledger."""
     text, ledger = source.read_bytes(), course_dir(profile) / "predictions.json"
-    return text + ledger.read_bytes() if b"lesson.predictions()" in text and ledger.is_file() else text
+    return text + ledger.read_bytes() if _draws_ledger(text) and ledger.is_file() else text
+
+
+def _draws_ledger(notebook: bytes) -> bool:
+    return b"lesson.predictions()" in notebook
 
 
 def _up_to_date(output: Path, key: str) -> bool:
