@@ -268,10 +268,11 @@ def records_of(profile: str, source: Source = "auto") -> tuple[dict[str, RunReco
     """(records of the language-modelling arms by name, where they came from) of a profile.
 
     `auto` takes this machine's own results when there are any, else those that the repository
-    carries. The second value is a sentence for the page that shows them.
+    carries. The second value is a sentence for the page that shows them. A profile of tasks alone has
+    its task arms here too, so that pages can say what ran; what they did not measure is null.
     """
     records, where = _all_records_of(profile, source)
-    return {name: r for name, r in records.items() if r.data.task is None}, where
+    return {name: r for name, r in records.items() if r.data.task is None} or records, where
 
 
 def task_records_of(profile: str, source: Source = "auto") -> tuple[dict[str, RunRecord], str]:

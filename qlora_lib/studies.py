@@ -12,6 +12,7 @@ from qlora_lib.records import RunRecord, Source, records_of, task_records_of
 from qlora_lib.sweeps import RANK, Axis, Records, metric_after, one_axis
 
 METRIC_NAMES = {"accuracy": "accuracy", "exact_match": "exact match", "f1": "F1", "response_perplexity": "response perplexity"}
+WIN_RATES = ("win_rate", "length_controlled_win_rate")  # of answers after training against those before: nothing to set before
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def rank_axes(found: Records) -> dict[tuple[str, str], Axis]:
     axes = {}
     for data in dict.fromkeys(r.data.name for r in found.values() if r.task):
         some = {a: r for a, r in found.items() if r.data.name == data and r.task}
-        for name in dict.fromkeys(n for r in some.values() for n, m in r.task.metrics.items() if m.unit == "%"):
+        for name in dict.fromkeys(n for r in some.values() for n, m in r.task.metrics.items() if m.unit == "%" and n not in WIN_RATES):
             axis = one_axis(some, "qlora", RANK, score=metric_after(name), lower_is_better=False)
             if len(axis.points) > 1:
                 axes[data, name] = axis

@@ -154,9 +154,18 @@ def run_profile(
 
 
 def run_arm(
-    profile: Profile, arm: ArmEntry, out: Path, overrides: dict[str, Any] | None = None, force: bool = False
+    profile: Profile,
+    arm: ArmEntry,
+    out: Path,
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+    same_machine: bool = True,
 ) -> ArmResult:
-    """Run one arm into `out`, unless the record there already says what it would."""
+    """Run one arm into `out`, unless the record there already says what it would.
+
+    `same_machine=False` goes on with, or takes, what another processor or another version of the stack has left there:
+    for a machine that was lost. The record says what the run ended on.
+    """
     begun = time.perf_counter()
     settings = profile.settings(arm, overrides)
     out = Path(out).resolve()
@@ -170,7 +179,7 @@ def run_arm(
                 f"arm '{arm.name}' starts from '{arm.derived_from}', which {why}",
                 "Set train.keep_model=true and a learning rate at which it ends",
             )
-    key = arm_key(profile, arm, settings, derived)
+    key = arm_key(profile, arm, settings, derived, same_machine)
     if not force and (record := cached_record(out, key)):
         if record.label != arm.label:  # words only: no reason to run again
             record.label = arm.label
@@ -205,16 +214,16 @@ def _same_base(profile: Profile, arm: ArmEntry, settings: Settings, overrides) -
     return None
 
 
-def arm_key(profile: Profile, arm: ArmEntry, settings: Settings, derived: Path | None) -> str:
-    """SHA-256 over all that decides an arm's numbers."""
+def arm_key(profile: Profile, arm: ArmEntry, settings: Settings, derived: Path | None, same_machine: bool = True) -> str:
+    """SHA-256 over all that decides an arm's numbers; without `same_machine` not over the processor and the versions."""
     parts = {
         "arm": [profile.name, arm.name, arm.method],
         "settings": settings.model_dump(mode="json"),
         "code": {name: _hash((PACKAGE / name).read_bytes()) for name in RUN_WING},
         "model": _model_identity(settings.model.name),
         "data": _data_identity(settings.data.name),
-        "versions": hardware.versions(),
-        "device": _device_identity(),
+        "versions": hardware.versions() if same_machine else None,
+        "device": _device_identity() if same_machine else None,
         "derived": read_record(derived / RECORD_NAME).files if derived else None,
     }
     return _hash(json.dumps(parts, sort_keys=True).encode())

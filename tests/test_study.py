@@ -307,6 +307,17 @@ def test_another_gpu_is_another_key(whole, monkeypatch, tmp_path):
     assert len(keys | {plain}) == 3
 
 
+def test_a_lost_machine_loses_nothing_where_that_was_asked_for(make_profile, own, tmp_path, monkeypatch):
+    """Another processor and another version of the stack take what is there."""
+    profile = make_profile()
+    arm = profile.arm_of_method("base")
+    first = study.run_arm(profile, arm, tmp_path / "run", same_machine=False)
+    monkeypatch.setattr(study.hardware, "cpu_name", lambda: "another processor")
+    monkeypatch.setattr(study.hardware, "versions", lambda: {"torch": "another"})
+    assert study.run_arm(profile, arm, tmp_path / "run", same_machine=False).cached and not first.cached
+    assert not study.run_arm(profile, arm, tmp_path / "run").cached
+
+
 def test_changed_data_and_changed_source_weights_change_the_key(make_profile, own, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("one line\n" * 50)

@@ -233,8 +233,8 @@ def _flat(output: Any) -> list[torch.Tensor]:
 
 
 def _is_row(values) -> bool:
-    """A list of plain numbers stands for one tensor."""
-    return isinstance(values, list) and all(isinstance(v, Real) for v in values)
+    """Plain numbers side by side stand for one tensor."""
+    return isinstance(values, tuple | list) and all(isinstance(v, Real) for v in values)
 
 
 def exercise(key: str):

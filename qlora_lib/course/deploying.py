@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.ticker import NullFormatter
 
 from qlora_lib import style
 from qlora_lib.config import Quantization
@@ -21,6 +23,7 @@ from qlora_lib.lora import dequantized
 from qlora_lib.metrics.scored import log_probabilities
 from qlora_lib.models import import_bitsandbytes
 from qlora_lib.paths import results_dir
+from qlora_lib.quantization import dequantize_4bit, quantize_4bit
 from qlora_lib.records import RECORD_NAME, RunRecord, read_record
 from qlora_lib.tasks.chat import IGNORED, Encoded
 
@@ -81,10 +84,10 @@ def deployments(adapted, plain, quantization: Quantization) -> Iterator[Deployed
     layers = {
         name.removeprefix("base_model.model."): module for name, module in adapted.named_modules() if hasattr(module, "get_delta_weight")
     }
-    active = adapted.active_adapters[0] if hasattr(adapted, "active_adapters") else "default"
+    active = adapted.active_adapters[0]
     for onto in ("onto the original", "onto the dequantized"):
         for name, layer in layers.items():
-            weight = plain.get_submodule(name).weight
+            weight = plain.get_submodule(name).weight  # [out, in]
             if onto == "onto the dequantized":
                 weight.copy_(dequantized(layer.get_base_layer()))
             weight += layer.get_delta_weight(active)
@@ -109,9 +112,12 @@ def kept_share(size: float, on_levels: bool, seed: int = 0) -> float:
     """
     g = torch.Generator().manual_seed(seed)
     weight, product = torch.randn(256, 512, generator=g), size * torch.randn(256, 512, generator=g)
-    nf4 = Quantization(format="nf4", double_quant=False)
-    stood = through_four_bits(weight, nf4)
-    new = through_four_bits((stood if on_levels else weight) + product, nf4)
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        return dequantize_4bit(quantize_4bit(x, "nf4", double_quant=False))
+
+    stood = through(weight)
+    new = through((stood if on_levels else weight) + product)
     return float(((new - stood) * product).sum() / product.square().sum())
 
 
@@ -119,7 +125,7 @@ def draw_kept(measured: dict[str, Sequence[tuple[float, float]]]) -> tuple[style
     """What quantizing again keeps of a product, against its size: random weights as lines, a model's layers as marks."""
     top = max([0.5, *(size for points in measured.values() for size, _ in points)])
     low = min([0.005, *(size for points in measured.values() for size, _ in points if size > 0)])
-    sizes = torch.logspace(torch.tensor(low).log10().item(), torch.tensor(top).log10().item(), 13).tolist()
+    sizes = np.geomspace(low, top, 21).tolist()
     lines = {onto: [kept_share(s, onto == "onto the dequantized") for s in sizes] for onto in LOOKS}
     words = []
     with style.page_style():
@@ -135,8 +141,10 @@ def draw_kept(measured: dict[str, Sequence[tuple[float, float]]]) -> tuple[style
                 words.append(f"{onto} the layers of this model keep {shares[0]:.0%} to {shares[-1]:.0%}")
         axes.axhline(1, color=style.SOFT, linewidth=0.7)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g} %")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(min(-0.1, axes.get_ylim()[0]), None)
-        axes.set_xlabel("size of the product over that of the weights (root mean square)")
+        axes.set_xlabel("size of the product, % of that of the weights (root mean square)")
         axes.set_ylabel("share that is kept")
         figure.legend(loc="outside upper right", ncols=2)
     ends = "; ".join(f"{onto} from {line[0]:.0%} to {line[-1]:.0%}" for onto, line in lines.items())

@@ -58,11 +58,6 @@ def show_tokens(ids: Sequence[int], labels: Sequence[int], tokenizer) -> Shown:
     return Shown(f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.7">{"".join(page)}</div>{legend}', "".join(text))
 
 
-def together(*pieces: Shown) -> Shown:
-    """Several pieces of a page below one another."""
-    return Shown("\n".join(p.html for p in pieces), "\n\n".join(p.text for p in pieces))
-
-
 # --- batches ---------------------------------------------------------------------------------------
 
 

@@ -29,29 +29,14 @@ class SimulatedJudge:
         place: what the first place is worth, in log-odds; negative where the second is preferred.
     """
 
-    name, protocol, needs_reference, parallel = (
-        "simulated",
-        "a simulated judge",
-        False,
-        1,
-    )
+    name, protocol, needs_reference, parallel = ("simulated", "a simulated judge", False, 1)
 
-    def __init__(
-        self, strength: Callable[[str], float], place: float = 0.0, seed: int = 0
-    ):
+    def __init__(self, strength: Callable[[str], float], place: float = 0.0, seed: int = 0):
         self.strength, self.place, self.seed = strength, place, seed
 
-    def compare(
-        self,
-        instruction: str,
-        output_1: str,
-        output_2: str,
-        reference: str | None = None,
-    ) -> Verdict:
+    def compare(self, instruction: str, output_1: str, output_2: str, reference: str | None = None) -> Verdict:
         chance = sigmoid(self.strength(output_2) - self.strength(output_1) - self.place)
-        coin = random.Random(
-            f"{self.seed}|{instruction}|{output_1}|{output_2}"
-        ).random()
+        coin = random.Random(f"{self.seed}|{instruction}|{output_1}|{output_2}").random()
         return Verdict(2.0 if coin < chance else 1.0)
 
     def describe(self) -> dict:
@@ -72,20 +57,14 @@ def instructions_needed(rate: float, power: float = 0.8) -> float:
 # --- pictures: each returns a figure and the words for it ------------------------------------------
 
 
-def draw_spread(
-    instructions: int, true_rate: float, evaluations: int = 4000
-) -> tuple[style.Figure, str]:
+def draw_spread(instructions: int, true_rate: float, evaluations: int = 4000) -> tuple[style.Figure, str]:
     """Win rates that evaluations of one and the same pair of models report, wins and losses alone."""
     rng = np.random.default_rng(0)
-    rates = (
-        100 * rng.binomial(instructions, true_rate / 100, evaluations) / instructions
-    )
+    rates = 100 * rng.binomial(instructions, true_rate / 100, evaluations) / instructions
     error = 100 * math.sqrt(0.25 / instructions)
     found = 100 * float((rates - 50 > Z * error).mean())
     worse = 100 * float((rates < 50).mean())
-    step = (
-        100 / instructions * max(1, round(instructions / 50))
-    )  # a whole number of wins, so that no bar stays empty
+    step = 100 / instructions * max(1, round(instructions / 50))  # a whole number of wins, so that no bar stays empty
     with style.page_style():
         figure = style.new_figure(4.6)
         axes = figure.subplots()
@@ -99,18 +78,10 @@ def draw_spread(
             linewidth=0.3,
         )
         axes.axvspan(
-            max(0, 50 - Z * error),
-            min(100, 50 + Z * error),
-            color=style.FAINT,
-            zorder=-1,
-            label="not told from 50",
+            max(0, 50 - Z * error), min(100, 50 + Z * error), color=style.FAINT, zorder=-1, label="not told from 50"
         )
-        axes.axvline(
-            50, color=style.INK, linewidth=0.9, linestyle="--", label="equal models"
-        )
-        axes.axvline(
-            true_rate, color=style.VERMILLION, linewidth=1.4, label="the truth"
-        )
+        axes.axvline(50, color=style.INK, linewidth=0.9, linestyle="--", label="equal models")
+        axes.axvline(true_rate, color=style.VERMILLION, linewidth=1.4, label="the truth")
         axes.set_xlim(10, 90)
         axes.set_xlabel("win rate that an evaluation reports, %")
         axes.set_ylabel("evaluations, %")
@@ -127,10 +98,7 @@ def draw_spread(
 
 
 def draw_order(
-    places: np.ndarray,
-    curves: Mapping[str, np.ndarray],
-    measured: Mapping[str, list],
-    truth: float,
+    places: np.ndarray, curves: Mapping[str, np.ndarray], measured: Mapping[str, list], truth: float
 ) -> tuple[style.Figure, str]:
     """Win rates against what the first place is worth.
 
@@ -144,9 +112,7 @@ def draw_order(
     with style.page_style():
         figure = style.new_figure(6.2)
         axes = figure.subplots()
-        for (name, curve), color, (line, marker) in zip(
-            curves.items(), colors, looks.values()
-        ):
+        for (name, curve), color, (line, marker) in zip(curves.items(), colors, looks.values()):
             axes.plot(places, curve, line, color=color)
             points = np.array(measured[name])
             axes.errorbar(
@@ -159,30 +125,20 @@ def draw_order(
                 linewidth=1,
                 label=name,
             )
-        axes.axhline(
-            truth,
-            color=style.INK,
-            linewidth=0.9,
-            linestyle=(0, (4, 2)),
-            label="without a bias",
-        )
+        axes.axhline(truth, color=style.INK, linewidth=0.9, linestyle=(0, (4, 2)), label="without a bias")
         axes.axhline(50, color=style.SOFT, linewidth=0.7)
         axes.set_ylim(0, 100)
         axes.set_xlabel("what the first place is worth, log-odds")
         axes.set_ylabel("win rate of the model, %")
         figure.legend(loc="outside upper right", ncols=4)
-    last = "; ".join(
-        f"{name}: {points[-1][1]:.1f} %" for name, points in measured.items()
-    )
+    last = "; ".join(f"{name}: {points[-1][1]:.1f} %" for name, points in measured.items())
     return (
         figure,
         f"Win rate against what the first place is worth. Without a bias {truth:.1f} %. At the strongest bias, {last}.",
     )
 
 
-def draw_lengths(
-    results: Mapping[float, list[dict]], truth: float
-) -> tuple[style.Figure, str]:
+def draw_lengths(results: Mapping[float, list[dict]], truth: float) -> tuple[style.Figure, str]:
     """Raw and length-controlled win rates against how long the answers are.
 
     results: times as long -> what the library found in each of several evaluations.
@@ -196,60 +152,36 @@ def draw_lengths(
             ("win_rate", "raw", style.VERMILLION, "s", "--"),
             ("length_controlled_win_rate", "length-controlled", style.BLUE, "o", "-"),
         ):
-            found = np.array(
-                [[r[key] for r in results[t]] for t in times]
-            )  # [times, evaluations]
+            found = np.array([[r[key] for r in results[t]] for t in times])  # [times, evaluations]
             means[key] = found.mean(axis=1)
             spread = found.std(axis=1, ddof=1) if found.shape[1] > 1 else None
-            look = {
-                "fmt": marker,
-                "linestyle": line,
-                "color": color,
-                "capsize": 2,
-                "linewidth": 1.2,
-            }
+            look = {"fmt": marker, "linestyle": line, "color": color, "capsize": 2, "linewidth": 1.2}
             axes.errorbar(times, means[key], spread, label=label, **look)
         doubtful = [
-            i
-            for i, t in enumerate(times)
-            if 2 * sum(bool(r["warnings"]) for r in results[t]) > len(results[t])
+            i for i, t in enumerate(times) if 2 * sum(bool(r["warnings"]) for r in results[t]) > len(results[t])
         ]
         axes.plot(
             [times[i] for i in doubtful], means["length_controlled_win_rate"][doubtful], "o", markersize=10,
             markerfacecolor="none", markeredgecolor=style.INK, label="the library warns",
         )  # fmt: skip
-        axes.axhline(
-            truth,
-            color=style.INK,
-            linewidth=0.9,
-            linestyle=(0, (4, 2)),
-            label="the truth",
-        )
+        axes.axhline(truth, color=style.INK, linewidth=0.9, linestyle=(0, (4, 2)), label="the truth")
         axes.set_xscale("log", base=2)
         axes.set_xticks(times, [f"{t:g}×" for t in times])
         axes.minorticks_off()
         axes.set_ylim(20, 90)
-        axes.set_xlabel(
-            "length of the model's answers, as a multiple of the baseline's"
-        )
+        axes.set_xlabel("length of the model's answers, as a multiple of the baseline's")
         axes.set_ylabel("win rate, %")
         figure.legend(loc="outside upper right", ncols=4)
     told = "; ".join(
-        f"{t:g} times as long {one:.1f} and {other:.1f} %"
-        for t, one, other in zip(times, *means.values())
+        f"{t:g} times as long {one:.1f} and {other:.1f} %" for t, one, other in zip(times, *means.values())
     )
-    return (
-        figure,
-        f"Raw and length-controlled win rates of two models of which {truth:g} % is the truth: {told}.",
-    )
+    return (figure, f"Raw and length-controlled win rates of two models of which {truth:g} % is the truth: {told}.")
 
 
 def draw_length_fit(answer: str = "") -> tuple[style.Figure, str]:
     """What the regression sees, and where each rate is read off: evidence for what a controlled rate means."""
     rng = np.random.default_rng(3)
-    gaps = rng.normal(
-        0.7, 0.8, 400
-    )  # the model's answers are mostly the longer ones, in standard deviations
+    gaps = rng.normal(0.7, 0.8, 400)  # the model's answers are mostly the longer ones, in standard deviations
     model, length = -0.4, 1.6
     chance = 100 * sigmoid(model + length * np.tanh(gaps))
     raw, controlled = float(chance.mean()), 100 * float(sigmoid(model))
@@ -257,22 +189,9 @@ def draw_length_fit(answer: str = "") -> tuple[style.Figure, str]:
     with style.page_style():
         figure = style.new_figure(5.6)
         axes = figure.subplots()
-        axes.plot(
-            along,
-            100 * sigmoid(model + length * np.tanh(along)),
-            color=style.BLUE,
-            label="fitted",
-        )
-        axes.plot(
-            gaps, chance, "|", color=style.SKY, markersize=7, label="instructions"
-        )
-        axes.axhline(
-            raw,
-            color=style.VERMILLION,
-            linestyle="--",
-            linewidth=1.1,
-            label=f"raw: their mean, {raw:.0f} %",
-        )
+        axes.plot(along, 100 * sigmoid(model + length * np.tanh(along)), color=style.BLUE, label="fitted")
+        axes.plot(gaps, chance, "|", color=style.SKY, markersize=7, label="instructions")
+        axes.axhline(raw, color=style.VERMILLION, linestyle="--", linewidth=1.1, label=f"raw: their mean, {raw:.0f} %")
         axes.plot(
             [0],
             [controlled],
@@ -301,24 +220,13 @@ def draw_interval(rate: float, error: float, label: str) -> tuple[style.Figure, 
         figure = style.new_figure(2.8)
         axes = figure.subplots()
         axes.errorbar(
-            [rate],
-            [0],
-            xerr=[[rate - low], [high - rate]],
-            fmt="o",
-            color=style.BLUE,
-            capsize=4,
-            linewidth=1.6,
+            [rate], [0], xerr=[[rate - low], [high - rate]], fmt="o", color=style.BLUE, capsize=4, linewidth=1.6
         )
         axes.axvline(50, color=style.INK, linewidth=0.9, linestyle="--")
         axes.text(50, 0.62, " equal", va="center", fontsize=6.5)
         for end in (low, high):
             axes.annotate(
-                f"{end:.1f}",
-                (end, 0),
-                xytext=(0, -12),
-                textcoords="offset points",
-                ha="center",
-                fontsize=6.5,
+                f"{end:.1f}", (end, 0), xytext=(0, -12), textcoords="offset points", ha="center", fontsize=6.5
             )
         axes.set_yticks([0], [label])
         axes.set_ylim(-0.8, 0.8)

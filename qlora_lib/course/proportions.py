@@ -37,16 +37,17 @@ def unpaired_error(before: Sequence[float], after: Sequence[float]) -> float:
 
 
 def runs(text: str, length: int) -> set[tuple[str, ...]]:
-    """All runs of so many words of a text; of a shorter text, the text as one run."""
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + length]) for i in range(max(1, len(words) - length + 1))}
+    """All runs of so many words within a line; of a text whose lines are all shorter, its words as one run."""
+    lines = [re.findall(r"\w+", line) for line in text.lower().splitlines()]
+    found = {tuple(words[i : i + length]) for words in lines for i in range(len(words) - length + 1)}
+    return found or {tuple(word for words in lines for word in words)}
 
 
-def seen_share(test: Sequence[str], train: Sequence[str], length: int = 8, common: float = 0.01) -> float:
-    """Share of test texts, from 0 to 1, of which any run of `length` words stands in a training text.
+def shared_runs(test: Sequence[str], train: Sequence[str], length: int = 8, common: float = 0.01) -> list[list[str]]:
+    """For each test text its runs of `length` words that stand in a training text, in order of the alphabet.
 
     A run that more than the share `common` of training texts have, and more than two, is a template's and does not count.
     """
     counts = Counter(run for text in train for run in runs(text, length))
     known = {run for run, n in counts.items() if n <= max(2, common * len(train))}
-    return sum(not known.isdisjoint(runs(text, length)) for text in test) / len(test)
+    return [sorted(" ".join(run) for run in runs(text, length) & known) for text in test]

@@ -7,7 +7,7 @@ setting's curve is drawn here: the loss at the end for each value, and on the wa
 
 from dataclasses import replace
 
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from qlora_lib import sensitivity, style, sweeps
 from qlora_lib.figures import STUDY_FIGURES, NothingToDraw
@@ -149,6 +149,8 @@ def draw_setting(axis: Axis, title: str, within: float) -> tuple[style.Figure, s
         left.set_title("At the end; shaded: no worse than the best")
         right.set_title("On the way, mean of the seeds")
         right.set_xlabel("training tokens")
+        right.xaxis.set_major_locator(MaxNLocator(5))
+        right.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         for axes in (left, right):
             axes.yaxis.grid(True)
         figure.legend(loc="outside right upper", title=title.split(",")[0])

@@ -10,7 +10,7 @@ from qlora_lib import style
 from qlora_lib.figures import parts
 from qlora_lib.figures.parts import NothingToDraw, Records, framed, settled
 from qlora_lib.records import Metric, RunRecord
-from qlora_lib.studies import METRIC_NAMES, rank_axes
+from qlora_lib.studies import METRIC_NAMES, WIN_RATES, rank_axes
 from qlora_lib.style import FAINT, INK, SOFT
 from qlora_lib.sweeps import Axis
 
@@ -25,7 +25,7 @@ def metrics_of(records: Records) -> list[tuple[RunRecord, str, Metric]]:
     """(record, metric's name, metric) of everything measured before or after."""
     return [
         (r, name, metric) for r in records.values() if r.task for name, metric in r.task.metrics.items()
-        if metric.before is not None or metric.after is not None
+        if name not in WIN_RATES and (metric.before is not None or metric.after is not None)
     ]  # fmt: skip
 
 

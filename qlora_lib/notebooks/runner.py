@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Literal
 from qlora_lib import hardware
 from qlora_lib.config import Profile
 from qlora_lib.errors import QloraError, UsageError
-from qlora_lib.paths import course_dir, project_root, report_dir, write_atomic
-from qlora_lib.records import RunRecord, records_of, task_records_of
+from qlora_lib.paths import committed_records, course_dir, project_root, report_dir, write_atomic
+from qlora_lib.records import RunRecord, read_records, records_of, task_records_of
 
 if TYPE_CHECKING:
     from qlora_lib.notebooks.kernel import SharedKernel
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent.parent
 SOLUTIONS = "solutions"  # folder beside the notebooks, and beside their pages
 ENGINE = "qlora_lib"  # of papermill; engine.py
+SWEPT = "demo-long"  # whose records in the repository lessons draw under any profile
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -75,6 +76,7 @@ def execute_notebooks(
 
     sources = choose(only, solutions)
     found = records_of(profile.name, records)[0] | task_records_of(profile.name, records)[0]
+    found |= {f"{SWEPT}/{arm}": record for arm, record in read_records(committed_records(SWEPT)).items()}
     pages = report_dir() / profile.name / "notebooks"
     parameters = {"profile": profile.name, "records": records}
     shared = _shared_key(parameters, found)
@@ -140,8 +142,9 @@ def _shared_key(parameters: dict[str, str], records: dict[str, RunRecord]) -> st
 
 
 def _decides(source: Path, profile: str) -> bytes:
-    """The notebook itself, and where it draws the ledger, the ledger."""
+    """The notebook itself with its data, and where it draws the ledger, the ledger."""
     text, ledger = source.read_bytes(), course_dir(profile) / "predictions.json"
+    text += b"".join(path.read_bytes() for path in sorted((project_root() / "notebooks" / "data").glob("*")) if path.name.encode() in text)
     return text + ledger.read_bytes() if _draws_ledger(text) and ledger.is_file() else text
 
 

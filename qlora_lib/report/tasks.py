@@ -16,6 +16,7 @@ from qlora_lib.report.phrases import join
 from qlora_lib.report.sentences import Paragraph
 from qlora_lib.report.values import Store
 from qlora_lib.studies import METRIC_NAMES as NAMES
+from qlora_lib.studies import WIN_RATES
 from qlora_lib.studies import rank_axes
 
 NOTHING = f"Tasks were {NOT_MEASURED}: this run has no arm that trains on one."
@@ -25,7 +26,8 @@ KINDS = {"classification": "Sentiment", "qa": "Question answering", "instruction
 
 
 def metrics(r: RunRecord) -> list[tuple[str, Metric]]:
-    return list(r.task.metrics.items()) if r.task else []
+    """Those that have a before and an after."""
+    return [(name, m) for name, m in r.task.metrics.items() if name not in WIN_RATES] if r.task else []
 
 
 def define(s: Store) -> None:
@@ -221,7 +223,23 @@ def _moves(s: Store, arm: str) -> list[str]:
         else:
             bad = " Training made it worse." if direction == "worse" else ""
             told.append(f"On {{task.{arm}.data.name}}{stand_in} {shown} {verb} from {figures}, {difference}.{bad}")
-    return told
+    return told + _wins(s, arm)
+
+
+def _wins(s: Store, arm: str) -> list[str]:
+    """The answers after training against those before, by a judge that is named for what it is."""
+    r = s.studies.tasks[arm]
+    found = r.task.metrics if r.task else {}
+    if "win_rate" not in found:
+        return []
+    at = f"task.{arm}.task.metrics.win_rate"
+    interval = f", {{confidence}} interval {{{at}.after_interval@decimal1_interval}}" if found["win_rate"].after_interval else ""
+    other = f"task.{arm}.task.metrics.length_controlled_win_rate"
+    controlled = f"; with length controlled {{{other}.after@decimal1}} %" if s.has(f"{other}.after") else ""
+    return [
+        f"Of {{{at}.n}} answers, those after training win {{{at}.after@decimal1}} % against those before{interval}{controlled}. "
+        f"By this protocol: {{{at}.protocol}}."
+    ]
 
 
 def rank(s: Store) -> list[str]:

@@ -18,7 +18,7 @@ class Example:
     """One exercise and its right answer.
 
     The last message is the assistant's: the response. In a chat of several turns each of the assistant's messages is
-    learned, and the last one is what is scored.
+    learned and counts in the perplexity of responses; the last one is what the model is asked for.
     """
 
     id: str

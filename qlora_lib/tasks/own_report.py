@@ -1,5 +1,6 @@
 """What `qlora check` tells about a file of conversations: its problems by kind, its size, and what an epoch takes."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def _count_tokens(report: Report, examples: list[Example], tokenizer) -> list[Ex
     from qlora_lib.tasks.chat import IGNORED, encode
 
     lengths, learned = [], 0
-    for example in tqdm(examples, desc="tokens", leave=False, disable=None):
+    for example in tqdm(examples, desc="tokens", leave=False, disable=not sys.stderr.isatty()):
         encoded = encode(example, tokenizer)
         lengths.append(len(encoded.ids))
         learned += sum(label != IGNORED for label in encoded.labels)

@@ -26,14 +26,9 @@ error = Function(
     axis="percent",
     expected=standard_error,
     cases=lambda: [
-        Case(
-            "ten judgements that are wins or losses",
-            ([2.0, 1.0, 2.0, 2.0, 1.0, 2.0, 1.0, 2.0, 2.0, 1.0],),
-        ),
+        Case("ten judgements that are wins or losses", ([2.0, 1.0, 2.0, 2.0, 1.0, 2.0, 1.0, 2.0, 2.0, 1.0],)),
         Case("judgements with draws", ([1.5, 2.0, 1.5, 1.0, 1.5, 2.0],)),
-        Case(
-            "weighted judgements", ([1.91, 1.42, 1.73, 1.08, 1.55, 1.66, 1.97, 1.31],)
-        ),
+        Case("weighted judgements", ([1.91, 1.42, 1.73, 1.08, 1.55, 1.66, 1.97, 1.31],)),
         Case("equal judgements", ([1.5, 1.5, 1.5, 1.5],)),
     ],
     explain="The spread of the judgements over the root of their number. Draws and weights spread less than wins and losses do.",
@@ -123,9 +118,7 @@ needed = Number(
 
 
 def _shares(likely: dict) -> tuple[float, float]:
-    return tuple(
-        math.exp(likely[name]) if name in likely else 0.0 for name in (FIRST, SECOND)
-    )
+    return tuple(math.exp(likely[name]) if name in likely else 0.0 for name in (FIRST, SECOND))
 
 
 def _swapped_names(likely: dict) -> float:
@@ -158,23 +151,13 @@ weighted = Function(
     axis="preference, 1 to 2",
     expected=weighted_preference,
     cases=lambda: [
-        Case(
-            "a judge that leans to the first answer",
-            ({"m": -0.22, "M": -1.71, "The": -5.0},),
-        ),
+        Case("a judge that leans to the first answer", ({"m": -0.22, "M": -1.71, "The": -5.0},)),
         Case("a judge that knows", ({"M": -0.0004, "m": -7.9, "Both": -12.1},)),
         Case(
-            "a judge that spends half of its weight elsewhere",
-            ({"Both": -0.7, "M": -1.4, "m": -1.5, "Neither": -4.0},),
+            "a judge that spends half of its weight elsewhere", ({"Both": -0.7, "M": -1.4, "m": -1.5, "Neither": -4.0},)
         ),
-        Case(
-            "a second name that is not among the likeliest",
-            ({"m": -0.02, "Model": -4.1, "\n": -6.0},),
-        ),
-        Case(
-            "a first name that is not among the likeliest",
-            ({"M": -0.4, "Model": -1.2},),
-        ),
+        Case("a second name that is not among the likeliest", ({"m": -0.02, "Model": -4.1, "\n": -6.0},)),
+        Case("a first name that is not among the likeliest", ({"M": -0.4, "Model": -1.2},)),
     ],
     explain="The weight of the second name among both; what the judge spends on other words does not count.",
     mistakes=(
@@ -226,17 +209,9 @@ turning = Function(
     axis="preference, 1 to 2",
     expected=turned_back,
     cases=lambda: [
-        Case(
-            "wins of either place", ([1.0, 2.0, 1.0, 2.0], [True, True, False, False])
-        ),
-        Case(
-            "weighted judgements and a draw",
-            ([1.2, 1.9, 1.5, 1.37], [True, False, True, True]),
-        ),
-        Case(
-            "a judge that always takes the first",
-            ([1.0, 1.0, 1.0, 1.0], [True, False, False, True]),
-        ),
+        Case("wins of either place", ([1.0, 2.0, 1.0, 2.0], [True, True, False, False])),
+        Case("weighted judgements and a draw", ([1.2, 1.9, 1.5, 1.37], [True, False, True, True])),
+        Case("a judge that always takes the first", ([1.0, 1.0, 1.0, 1.0], [True, False, False, True])),
     ],
     explain="3 - p is p mirrored at the draw, 1.5. A judge that always takes the first place ends near 50, by the coin alone.",
     mistakes=(
@@ -306,18 +281,14 @@ claim = Choice(
         "58 % of users": "no user was asked. What a judge's rate says of people's has to be measured, with people.",
         "58 % on AlpacaEval": "that name stands for its 805 instructions, its baseline and its judge, and none of them is there.",
     },
-    draw=lambda answer, **_: draw_interval(
-        CLAIM_RATE, CLAIM_ERROR, f"{CLAIM_N} judgements"
-    ),
+    draw=lambda answer, **_: draw_interval(CLAIM_RATE, CLAIM_ERROR, f"{CLAIM_N} judgements"),
 )
 
 
 # --- 12.7 what it costs ----------------------------------------------------------------------------
 
 
-def cost(
-    n: int, template: int, instruction: float, answers: list[float], prices: list[float]
-) -> float:
+def cost(n: int, template: int, instruction: float, answers: list[float], prices: list[float]) -> float:
     return n * ((template + instruction + sum(answers)) * prices[0] + prices[1]) / 1e6
 
 
@@ -327,14 +298,8 @@ bill = Function(
     axis="dollars",
     expected=cost,
     cases=lambda: [
-        Case(
-            "805 judgements at made-up prices",
-            (805, 400, 30.0, [350.0, 420.0], [4.0, 9.0]),
-        ),
-        Case(
-            "100 judgements of short answers",
-            (100, 400, 12.0, [20.0, 25.0], [1.0, 8.0]),
-        ),
+        Case("805 judgements at made-up prices", (805, 400, 30.0, [350.0, 420.0], [4.0, 9.0])),
+        Case("100 judgements of short answers", (100, 400, 12.0, [20.0, 25.0], [1.0, 8.0])),
         Case("prompts that cost nothing", (50, 400, 30.0, [300.0, 300.0], [0.0, 6.0])),
     ],
     explain="Nearly all of it is reading: a verdict is a single token. Long answers cost twice, once as length bias.",
@@ -342,9 +307,7 @@ bill = Function(
         Mistake(
             name="the template was paid once",
             why="Every judgement is a request of its own, and brings the whole prompt.",
-            answer=lambda n, t, i, a, p: (
-                (t * p[0] + n * ((i + sum(a)) * p[0] + p[1])) / 1e6
-            ),
+            answer=lambda n, t, i, a, p: (t * p[0] + n * ((i + sum(a)) * p[0] + p[1])) / 1e6,
         ),
         Mistake(
             name="the template was forgotten",
@@ -359,9 +322,7 @@ bill = Function(
         Mistake(
             name="the answers were paid as written by the judge",
             why="It reads them. It writes one token.",
-            answer=lambda n, t, i, a, p: (
-                n * ((t + i) * p[0] + (sum(a) + 1) * p[1]) / 1e6
-            ),
+            answer=lambda n, t, i, a, p: n * ((t + i) * p[0] + (sum(a) + 1) * p[1]) / 1e6,
         ),
         Mistake(
             name="the verdict was forgotten",

@@ -6,9 +6,18 @@ from collections import Counter
 
 from qlora_lib import style
 from qlora_lib.course.answers import Case, Choice, Function, Mistake, Number
-from qlora_lib.course.proportions import paired_difference, proportion_interval, unpaired_error
+from qlora_lib.course.proportions import (
+    paired_difference,
+    proportion_interval,
+    unpaired_error,
+)
 from qlora_lib.figures.sweeps import rate_text
-from qlora_lib.metrics.squad import ARTICLES, NO_PUNCTUATION, normalize_answer, squad_em_f1
+from qlora_lib.metrics.squad import (
+    ARTICLES,
+    NO_PUNCTUATION,
+    normalize_answer,
+    squad_em_f1,
+)
 from qlora_lib.sensitivity import good_span
 
 # --- 11.1 exact match and F1 -----------------------------------------------------------------------
@@ -403,8 +412,9 @@ def draw_claims(answer: str = "") -> tuple[style.Figure, str]:
             color, marker, line = looks[name]
             means = [statistics.fmean(s) for s in seeds]
             for rate, pair in zip(rates, seeds):
-                upper.plot([rate] * len(pair), pair, marker, color=color, ms=3.2, mfc="white")
-            upper.plot(rates, means, line, color=color, marker=marker, label=name)
+                upper.plot([rate] * len(pair), pair, marker, color=color, ms=3.6, mfc="white")
+            upper.plot(rates, means, line, color=color, lw=1.1, zorder=1)
+            upper.plot([], [], line, color=color, marker=marker, mfc="white", label=name)
             span = good_span(rates, means, TOLERANCE)
             lower.plot([span.low, span.high], [row, row], color=color, lw=5, solid_capstyle="butt")
             if span.open_above:
