@@ -309,7 +309,7 @@ def test_another_gpu_is_another_key(whole, monkeypatch, tmp_path):
 
 def test_a_lost_machine_loses_nothing_where_that_was_asked_for(make_profile, own, tmp_path, monkeypatch):
     """Another processor and another version of the stack take what is there."""
-    profile = make_profile()
+    profile = make_profile("lost", arms=("base",))
     arm = profile.arm_of_method("base")
     first = study.run_arm(profile, arm, tmp_path / "run", same_machine=False)
     monkeypatch.setattr(study.hardware, "cpu_name", lambda: "another processor")
