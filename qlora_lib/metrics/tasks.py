@@ -151,7 +151,9 @@ def _win_rates(examples: list[Example], before: list[str | None], after: list[st
     found = evaluate_pairs(
         instructions, [after[i] for i in kept], [before[i] for i in kept], JudgeSettings(), references=references, progress=False
     )
-    made = {"win_rate": (found["win_rate"], found["confidence_interval"]), "length_controlled_win_rate": (found["length_controlled_win_rate"], None)}
+    known = found["length_controlled"]["standard_error"] is not None  # else too few answers to tell length from quality
+    controlled = found["length_controlled_win_rate"] if known else None
+    made = {"win_rate": (found["win_rate"], found["confidence_interval"]), "length_controlled_win_rate": (controlled, None)}
     return {
         name: Metric(
             unit="%", higher_is_better=True, protocol=found["protocol"], n=found["n"], before=None, after=rate, after_interval=spread
