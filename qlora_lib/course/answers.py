@@ -234,7 +234,7 @@ def _flat(output: Any) -> list[torch.Tensor]:
 
 def _is_row(values) -> bool:
     """Plain numbers side by side stand for one tensor."""
-    return isinstance(values, tuple | list) and all(isinstance(v, Real) for v in values)
+    return isinstance(values, tuple | list) and all(isinstance(v, Real) or getattr(v, "ndim", None) == 0 for v in values)
 
 
 def exercise(key: str):

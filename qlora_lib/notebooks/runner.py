@@ -74,7 +74,8 @@ def execute_notebooks(
     """
     from qlora_lib.notebooks.kernel import SharedKernel
 
-    sources = choose(only, solutions)
+    # What draws the predictions of all others comes last.
+    sources = sorted(choose(only, solutions), key=lambda source: _draws_ledger(source.read_bytes()))
     found = records_of(profile.name, records)[0] | task_records_of(profile.name, records)[0]
     found |= {f"{SWEPT}/{arm}": record for arm, record in read_records(committed_records(SWEPT)).items()}
     pages = report_dir() / profile.name / "notebooks"
@@ -101,8 +102,7 @@ def execute_notebooks(
 def choose(only: list[str] | None = None, solutions: bool = False) -> list[Path]:
     """The notebooks' files in order, all of them or those whose numbers are named; each with its solutions."""
     folder = project_root() / "notebooks"
-    paths = sorted(folder.glob("[0-9]*.ipynb"), key=lambda path: (_draws_ledger(path.read_bytes()), path.name))
-    files = {path.name.split("_")[0]: path for path in paths}  # what draws the predictions of all others comes last
+    files = {path.name.split("_")[0]: path for path in sorted(folder.glob("[0-9]*.ipynb"))}
     if not files:
         raise QloraError(f"no notebooks in {folder}", "Run from a checkout of the repository")
     wanted = list(files) if only is None else [number.strip().zfill(2) for number in only]
