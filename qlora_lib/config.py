@@ -7,6 +7,7 @@ valid one. Precedence, lowest first: defaults here, the profile, the arm, `--set
 """
 
 import fnmatch
+import re
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -154,7 +155,7 @@ class Sweep(Section):
     def _arm(self, values: tuple, seed: int) -> ArmEntry:
         shown = [f"{v:g}" if isinstance(v, float) else "-".join(v) if isinstance(v, list) else str(v) for v in values]
         return ArmEntry(
-            name=f"{'-'.join([self.name, *shown])}-s{seed}".lower(),
+            name=re.sub(r"[^a-z0-9._-]+", "-", f"{'-'.join([self.name, *shown])}-s{seed}".lower()),
             label=f"{self.label}, {', '.join(shown)}, seed {seed}",
             method=self.method,
             set=self.set | dict(zip(self.vary, values)) | {"seed": seed},

@@ -100,7 +100,7 @@ def evaluate_task(
         raise UsageError(
             f"task {task} needs data for {KINDS[task][0]}, and '{data}' is for {loaded_data.task}", "See: qlora eval --help"
         )
-    settings = Evaluation(context=context, stride=context, batch_size=batch_size, answer_tokens=answer_tokens)
+    settings = Evaluation(context=context, stride=context, batch_size=batch_size, answer_tokens=answer_tokens, samples=0)
     chosen_examples = loaded_data.splits["test"][:examples]
     loaded, tokenizer, asset, chosen = load_for_use(model, adapter, quantization, double_quant, dtype)
     scores = score_task(loaded, tokenizer, loaded_data.task, chosen_examples, settings, progress=sys.stderr.isatty())

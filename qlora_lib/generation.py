@@ -138,7 +138,7 @@ def read_chats(source: str) -> list[Messages]:
             rows = json.loads(text)
             rows = rows if isinstance(rows, list) else [rows]
         except json.JSONDecodeError:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as e:
         raise UsageError(f"the messages in {source} are no JSON: {e}", 'Write one {"role": "user", "content": "..."} a line') from None
     chats = [row["messages"] for row in rows if isinstance(row, dict) and "messages" in row] or [rows]

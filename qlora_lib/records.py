@@ -90,7 +90,7 @@ class Train(Part):
     seconds: float  # wall clock of the training steps, without evaluation and saving
     seconds_per_step: float  # median, without the first step and the metered one
     seconds_per_step_quartiles: tuple[float, float] | None = None
-    tokens_per_second: float  # tokens of a step / seconds_per_step
+    tokens_per_second: float  # tokens of a step / seconds_per_step; of a task, of all timed steps together
     tokens_per_step: int
     timed_steps: int
     peak_memory_bytes: int  # CUDA: allocator's peak; CPU: peak resident set of the process

@@ -135,7 +135,9 @@ def run_profile(
             continue
         try:
             result = run_arm(profile, arm, folder, overrides, force)
-        except ArmFailed as e:
+        except UsageError:  # a slip in the settings, not this arm's trouble
+            raise
+        except QloraError as e:  # also what cannot be fetched: the other arms may have all they need
             failed.append(arm.name)
             say(f"  error: {e}")
             continue
@@ -299,6 +301,7 @@ def _spawn(job: Job) -> None:
     """Run the job in a process of its own; its lines go to standard error."""
     runtime = job.settings.runtime
     env = os.environ | hardware.threads_environment(runtime.threads, runtime.keep_freed_memory)
+    env.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several, Trainer would multiply the batch by them
     command = [sys.executable, "-m", "qlora_lib.arm"]
     # Not sys.stderr: a notebook or a test may have put an object there that is no file.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=STDERR, env=env, text=True) as child:

@@ -159,7 +159,7 @@ def flat_settings(record: RunRecord) -> dict[str, Any]:
         found = {key: value for key, value in found.items() if not key.startswith("lora.")}
     if found.get("quantization.format") == "none":
         found.pop("quantization.double_quant", None)
-    if record.train:
+    if record.train and record.data.task is None:  # a task's examples differ in length, and so from seed to seed
         found[TOKENS] = record.train.tokens_per_step
     return found
 

@@ -13,10 +13,12 @@ from qlora_lib.adapters import Adapters
 from qlora_lib.assets.store import sha256_of
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.evaluation import load_for_use, what_ran
-from qlora_lib.judges import JudgeSettings, evaluate_pairs
+from qlora_lib.judges import JudgeSettings, evaluate_pairs, make_judge
 from qlora_lib.metrics.answers import greedy_answers
+from qlora_lib.metrics.tasks import room_for_prompt
 from qlora_lib.paths import write_atomic
 from qlora_lib.tasks.chat import prompt_ids
+from qlora_lib.tasks.examples import Example
 from qlora_lib.tasks.load import load_task
 
 MADE_OF = ("base", "reference")
@@ -50,7 +52,7 @@ def evaluate_win_rate(
     if loaded_data.task not in ("instructions", "chat"):
         raise UsageError(f"task winrate needs instructions, and '{data}' is for {loaded_data.task}", "See: qlora eval --help")
     asked = loaded_data.splits["test"][:examples]
-    instructions, references = [e.prompt[-1].content for e in asked], [e.response.strip() for e in asked]
+    instructions, references = [whole_prompt(e) for e in asked], [e.response.strip() for e in asked]
     if baseline == "base" and adapter is None:
         raise UsageError("the baseline is the model without its adapter, and there is no adapter", "Give --adapter, or another --baseline")
     if baseline == "reference" and judge.kind == "reference-overlap":
@@ -58,30 +60,32 @@ def evaluate_win_rate(
             "the judge reference-overlap compares with the reference answers, which cannot also be the baseline",
             "Give --adapter (then the baseline is the model without it), a file of answers, or another --judge",
         )
+    room = room_for_prompt(context, answer_tokens)
+    judging = make_judge(judge) if judge.kind != "local" else judge  # a key that is missing is told before hours of answers
+    if judge.kind == "local" and not judge.model:
+        raise UsageError("a local judge has no model", "Name it: --judge-set model=NAME")
     theirs = references if baseline == "reference" else None
     if baseline not in MADE_OF:
         theirs = read_outputs(Path(baseline), instructions)  # a bad file is told before a model is loaded
     loaded, tokenizer, asset, chosen = load_for_use(model, adapter, quantization, double_quant, dtype)
-    room = context - answer_tokens
-    if room < 1:
-        raise UsageError(f"answers of {answer_tokens} tokens leave no room for a prompt in {context}", "Give a larger --context")
     prompts = [prompt_ids(e, tokenizer) for e in asked]
     name = f"{asset.name}@{(asset.revision or 'local')[:12]}, {quantization}{'+dq' if double_quant and '4' in quantization else ''}"
 
     def answers(of: str, file: str) -> list[str]:
-        kept = _Kept(out / file if out else None, f"{of}, at most {answer_tokens} tokens")
+        kept = _Kept(out / file if out else None, f"{of}, {chosen.name}, at most {answer_tokens} tokens in {context}")
         for text, prompt in _progress(list(zip(instructions, prompts))):
             if text not in kept.known:
                 kept.add(text, greedy_answers(loaded, tokenizer, [prompt[-room:]], answer_tokens)[0], loaded_data.name)
         return [kept.known[text] for text in instructions]
 
     ours = answers(f"{name} + adapter {_digest(adapter)}" if adapter else name, "outputs.json")
-    if theirs is None:
-        adapters = Adapters(loaded)
+    adapters = Adapters(loaded) if theirs is None else None
+    if adapters:
         with adapters.using(None):
             theirs = answers(name, "baseline.json")
+    del loaded, adapters  # room for a judge that is a model
     found = evaluate_pairs(
-        instructions, ours, theirs, judge, references=references, seed=seed, model=asset.name,
+        instructions, ours, theirs, judging, failures_in_a_row=judge.failures_in_a_row, references=references, seed=seed, model=asset.name,
         adapter=str(adapter) if adapter else None, baseline=baseline, data=loaded_data.name,
         annotations_to=out / "annotations.json" if out else None, progress=sys.stderr.isatty(),
     )  # fmt: skip
@@ -95,11 +99,18 @@ def evaluate_win_rate(
     }
 
 
+def whole_prompt(example: Example) -> str:
+    """All that was said before the answer: of one turn, the instruction."""
+    return "\n\n".join(m.content for m in example.prompt)
+
+
 def read_outputs(path: Path, instructions: list[str]) -> list[str | None]:
     """Answers of an AlpacaEval file (a JSON list of {"instruction", "output"}) to these instructions; None where it has none."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         known = {row["instruction"]: row["output"] for row in rows}
+        if not all(isinstance(text, str) for pair in known.items() for text in pair):
+            raise TypeError("an answer is no text")
     except OSError as e:
         raise UsageError(
             f"no baseline '{path}': {e.strerror}", "Give base, reference, or a JSON file of answers in AlpacaEval's format"
@@ -119,14 +130,16 @@ class _Kept:
     """Answers that are written as they come, and read again by a later run of the same model."""
 
     def __init__(self, path: Path | None, generator: str) -> None:
-        self.path, self.generator, self.rows = path, generator, []
+        self.path, self.generator, self.rows = path, generator, []  # rows of other generators stay in the file
         if path is not None and path.is_file():
             try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
-                self.rows = [row for row in rows if row["generator"] == generator and isinstance(row["output"], str)]
+                self.rows = json.loads(path.read_text(encoding="utf-8"))
+                ours = [row for row in self.rows if row["generator"] == generator and isinstance(row["output"], str)]
             except (OSError, ValueError, KeyError, TypeError):
-                print(f"warning: {path} cannot be read as answers; they are made again", file=sys.stderr)
-        self.known = {row["instruction"]: row["output"] for row in self.rows}
+                raise UsageError(f"{path} holds no answers in AlpacaEval's format", "Move it away, or give another folder with --out") from None
+        else:
+            ours = []
+        self.known = {row["instruction"]: row["output"] for row in ours}
 
     def add(self, instruction: str, output: str, dataset: str) -> None:
         self.rows.append({"instruction": instruction, "output": output, "generator": self.generator, "dataset": dataset})

@@ -101,7 +101,7 @@ def test_how_many_instructions(answer):
         (1.96**2 * 0.25 / 0.01, "An evaluation that finds it only half of the time"),
         (96, "An evaluation that finds it only half of the time"),
         ((1.645 * 0.5 + 0.8416 * 0.24**0.5) ** 2 / 0.01, "A one-sided level"),
-        ((1.96 * 0.5 + 0.8416 * 0.24**0.5) / 0.1, "The root was forgotten"),
+        ((1.96 * 0.5 + 0.8416 * 0.24**0.5) / 0.1, "The quotient was not squared"),
         ((1.96 * 0.25 + 0.8416 * 0.24) ** 2 / 0.01, "Variances were taken"),
         (783, "The rate of the example"),
         ((1.96 * 0.5 + 0.8416 * 0.24**0.5) ** 2 / 0.04, "The distance from one model to the other"),

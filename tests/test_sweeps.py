@@ -339,3 +339,16 @@ def test_studies_are_found_by_rule(monkeypatch, tmp_path, found):
         (tmp_path / "records" / "demo-long" / f"{r.arm}.json").write_text(r.to_json())
     studies = studies_of("demo", "committed")
     assert set(studies.sweeps) == {"base"} and set(studies.swept_tasks) == {"reviews-rank-8-s0"} and not studies.tasks
+
+
+def test_seeds_of_a_task_whose_examples_differ_in_length_stay_together():
+    """The tokens of a step are then no setting: they follow from which examples the seed drew."""
+    from example_sweeps import example_task_sweeps
+
+    from qlora_lib.studies import rank_axes
+
+    records = example_task_sweeps()
+    for record in records.values():
+        record.train.tokens_per_step += 15 * record.seed
+    for axis in rank_axes(records).values():
+        assert all(len(point.records) > 1 for point in axis.points)

@@ -10,7 +10,7 @@ import torch
 
 from qlora_lib import models
 from qlora_lib.config import Evaluation, load_profile
-from qlora_lib.errors import UsageError
+from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.evaluation import evaluate_task
 from qlora_lib.metrics.squad import squad_em_f1
 from qlora_lib.metrics.tasks import Scores, estimate, score_task, task_result
@@ -147,3 +147,29 @@ def test_eval_says_protocol_interval_and_what_was_left_out(tmp_path, tiny_model)
     assert json.dumps(found)
     with pytest.raises(UsageError, match="needs data for qa"):
         evaluate_task("tiny-random", "squad", str(path))
+
+
+def test_no_room_for_a_prompt_is_one_line(model, tokenizer):
+    for task, examples in (("qa", make("tiny-questions").splits["test"][:1]), ("instructions", make("tiny-instructions").splits["test"][:1])):
+        with pytest.raises(UsageError, match="leave no room"):
+            score_task(model, tokenizer, task, examples, Evaluation(context=6, stride=1, answer_tokens=6, samples=1))
+
+
+def test_a_models_penalty_of_repetitions_does_not_change_greedy_answers(model, tokenizer):
+    from qlora_lib.metrics.answers import greedy_answers
+
+    prompts = [prompt_ids(e, tokenizer) for e in make("tiny-questions").splits["test"][:2]]
+    plain = [greedy_answers(model, tokenizer, prompts, 8, fast=fast) for fast in (True, False)]
+    model.generation_config.repetition_penalty = 5.0
+    try:
+        assert [greedy_answers(model, tokenizer, prompts, 8, fast=fast) for fast in (True, False)] == plain
+    finally:
+        model.generation_config.repetition_penalty = None
+
+
+def test_a_loss_that_is_no_number_is_no_score(tokenizer):
+    broken = tiny.base()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(QloraError, match="not a finite number"):
+        score_task(broken, tokenizer, "classification", make("tiny-reviews").splits["test"][:2], SETTINGS)

@@ -83,10 +83,12 @@ def test_answers_of_another_adapter_are_not_taken(adapter, tmp_path):
         row["generator"], row["output"] = "another", "said by another"
     (tmp_path / "outputs.json").write_text(json.dumps(rows))
     evaluate_win_rate(**ARGUMENTS, adapter=adapter, out=tmp_path)
-    assert all(row["output"] != "said by another" for row in json.loads((tmp_path / "outputs.json").read_text()))
+    said = [(row["generator"] == "another", row["output"] == "said by another") for row in json.loads((tmp_path / "outputs.json").read_text())]
+    assert said == [(True, True)] * 4 + [(False, False)] * 4  # and none of theirs is lost
     (tmp_path / "outputs.json").write_text("{broken")
-    evaluate_win_rate(**ARGUMENTS, adapter=adapter, out=tmp_path)
-    assert len(json.loads((tmp_path / "outputs.json").read_text())) == 4
+    with pytest.raises(UsageError, match="no answers"):
+        evaluate_win_rate(**ARGUMENTS, adapter=adapter, out=tmp_path)
+    assert (tmp_path / "outputs.json").read_text() == "{broken"
 
 
 def test_a_file_of_answers_is_a_baseline(tmp_path):

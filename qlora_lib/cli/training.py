@@ -64,8 +64,10 @@ def _show_run(result, out: Path) -> None:
     elif r.perplexity:
         click.echo(f"  perplexity {r.perplexity.before:.2f} ({r.perplexity.protocol})")
     for name, m in (r.task.metrics if r.task else {}).items():
-        change = f"{m.before:.1f} -> {m.after:.1f}" if m.after is not None else f"{m.before:.1f}"
-        click.echo(f"  {name.replace('_', ' ')} {change} {m.unit if m.unit == '%' else ''}({r.task.n} examples)")
+        values = " -> ".join(f"{x:.1f}" for x in (m.before, m.after) if x is not None)
+        click.echo(f"  {name.replace('_', ' ')} {values} {'% ' if m.unit == '%' else ''}({m.n or r.task.n} examples)")
+    for why, count in r.data.left_out.items():
+        click.echo(f"  left out: {count} ({why})")
     if (out / "adapter").is_dir():
         base = r.settings["quantization"]["format"]
         click.echo(

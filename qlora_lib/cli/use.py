@@ -28,7 +28,7 @@ OF_WINRATE = ("baseline", "judge", "judge_set", "annotations", "out")
 @click.option("--task", type=click.Choice(TASKS), default="perplexity", show_default=True, help="responses: perplexity of an instruction set's answers.")
 @click.option("--data", help=f"Registered name (its test split), or a file or folder.  [default: {', '.join(f'{t}: {d}' for t, d in DATA.items())}]")
 @click.option("--text-column", help="perplexity: of JSONL, CSV, TSV and Parquet.  [default: text]")
-@click.option("--context", default=512, show_default=True, type=click.IntRange(2), help="Tokens in a window, or in a prompt with its answer.")
+@click.option("--context", type=click.IntRange(2), help="Tokens in a window, or in a prompt with its answer.  [default: 512; winrate: 2048]")
 @click.option("--stride", type=click.IntRange(1), help="perplexity: tokens between windows.  [default: the context, disjoint windows]")
 @click.option("--windows", type=click.IntRange(1), help="perplexity: score only the first so many windows.")
 @click.option("--examples", type=click.IntRange(1), help="The other tasks: only the first so many examples.")
@@ -81,6 +81,8 @@ def _win_rate(data: str, given: dict) -> dict:
     from qlora_lib.judges import JudgeSettings, evaluate_annotations
 
     if "annotations" in given:
+        if others := [name for name in ("model", "adapter", *OF_WINRATE) if name in given and name != "annotations"]:
+            raise UsageError(f"--annotations are judged already; --{others[0].replace('_', '-')} changes nothing", "Leave one of them out")
         return evaluate_annotations(given["annotations"])
     from qlora_lib.versus import evaluate_win_rate
 
@@ -101,6 +103,10 @@ def _show(result: dict) -> None:
         click.echo(f"length-controlled win rate {result['length_controlled_win_rate']:.3f}")
     for warning in result.get("length_controlled", {}).get("warnings", []):
         click.echo(f"  note: {warning}")
+    if result.get("cost_usd") is not None:
+        click.echo(f"cost ${result['cost_usd']:.4f}")
+    if (bias := result.get("position_bias")) and bias["advantage"] is not None:
+        click.echo(f"  the answer seen first wins {bias['advantage']:.1f} points more often: 0 without a bias")
     for why, count in result.get("missing", {}).items():
         click.echo(f"  no verdict: {count} ({why})")
     click.echo(f"  {result['n']} {unit} scored; {result['protocol']}")

@@ -11,16 +11,16 @@ CHANGES_LOGITS = (
 WORTH_COMPILING = 500  # tokens: torch.compile takes up to a minute on a GPU
 
 
-def fast_decoder(model, new_tokens: int | None = None):
+def fast_decoder(model, new_tokens: int | None = None, penalties: bool = True):
     """A decoder for this model, or None, where transformers' `generate` is to be used.
 
     On a CPU it is the compiled one (decoder.py), on CUDA, for many tokens or an unknown number, the one with a static
     cache (static.py). None where neither applies, where numba is not installed, or where the model's own settings change
-    logits before a token is chosen (a penalty of repetitions, forbidden words).
+    logits before a token is chosen (a penalty of repetitions, forbidden words), unless `penalties` is false.
     """
     config = getattr(model, "generation_config", None)
     penalty = getattr(config, "repetition_penalty", None)
-    if penalty not in (None, 1.0) or any(getattr(config, key, None) for key in CHANGES_LOGITS):
+    if penalties and (penalty not in (None, 1.0) or any(getattr(config, key, None) for key in CHANGES_LOGITS)):
         return None
     device = next((p.device.type for p in model.parameters()), "cpu")
     if device == "cuda":

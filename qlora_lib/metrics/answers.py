@@ -8,22 +8,27 @@ import torch
 from qlora_lib.fast.decoders import fast_decoder
 from qlora_lib.fast.install import installed
 
+# A model's own settings may ask for a penalty on words that stand in the prompt already; an answer is copied from there.
+PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": None}
+
 
 def greedy_answers(
     model, tokenizer, prompts: Sequence[Sequence[int]], new_tokens: int, progress: bool = False, fast: bool = True
 ) -> list[str]:
     """The continuation of each prompt (token ids), at most `new_tokens` long, as text without special tokens.
 
-    An answer that reaches its limit breaks off there.
+    An answer that reaches its limit breaks off there. Greedy means the most likely token each time: penalties of repetition
+    that the model's own settings name are left out.
     """
     was_training, use_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
     try:
-        decoder = fast_decoder(model) if fast else None
+        decoder = fast_decoder(model, new_tokens, penalties=False) if fast else None
         work = _generate if decoder is None else _decode
+        device = next(model.parameters()).device
         with installed(model) if fast and decoder is None else nullcontext():
-            made = [work(decoder or model, torch.tensor([prompt]), new_tokens) for prompt in _progress(prompts, progress)]
+            made = [work(decoder or model, torch.tensor([prompt], device=device), new_tokens) for prompt in _progress(prompts, progress)]
     finally:
         model.train(was_training)
         model.config.use_cache = use_cache
@@ -44,12 +49,11 @@ def _decode(decoder, ids: torch.Tensor, new_tokens: int) -> list[int]:
 
 @torch.no_grad()
 def _generate(model, ids: torch.Tensor, new_tokens: int) -> list[int]:
-    ids = ids.to(model.device)
     ends = model.generation_config.eos_token_id
     pad = ends[0] if isinstance(ends, list) else ends
     output = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, use_cache=True,
-        pad_token_id=0 if pad is None else pad,
+        pad_token_id=0 if pad is None else pad, **PLAIN,
     )  # fmt: skip
     return output[0, ids.shape[1] :].tolist()
 

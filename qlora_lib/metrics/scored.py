@@ -7,6 +7,7 @@ import torch
 
 from qlora_lib.fast.install import FAMILIES, installed
 
+AT_ONCE = 256  # places; 256 x 49,152 fp32 logits are 48 MiB
 Wanted = Sequence[tuple[int, int]]  # (position in the row, token that may follow it)
 
 
@@ -32,8 +33,7 @@ def log_probabilities(
                 ids = torch.tensor([[*rows[i], *[0] * (longest - len(rows[i]))] for i in some], device=device)  # [B, T]
                 at = [(row, position) for row, i in enumerate(some) for position, _ in wanted[i]]
                 tokens = torch.tensor([token for i in some for _, token in wanted[i]], device=device)  # [N]
-                logits = _logits(model, ids, *torch.tensor(at, device=device).T)  # [N, vocabulary]
-                values = iter(logits.float().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist())
+                values = iter(_at(model, ids, *torch.tensor(at, device=device).T, tokens))
                 for i in some:
                     found[i] = [next(values) for _ in wanted[i]]
     finally:
@@ -41,12 +41,18 @@ def log_probabilities(
     return found
 
 
-def _logits(model, ids, rows, positions):
-    """[N, vocabulary] at N places of ids [B, T]."""
-    if getattr(getattr(model, "config", None), "model_type", None) not in FAMILIES:  # in these, logits are head(hidden)
-        return model(input_ids=ids).logits[rows, positions]
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, H]
-    return model.get_output_embeddings()(hidden[rows, positions])
+def _at(model, ids, rows, positions, tokens) -> list[float]:
+    """log p of N tokens at N places of ids [B, T]; logits are made a few hundred places at a time."""
+    if getattr(getattr(model, "config", None), "model_type", None) in FAMILIES:  # in these, logits are head(hidden)
+        chosen = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, H]
+        head = model.get_output_embeddings()
+    else:
+        chosen, head = model(input_ids=ids).logits[rows, positions], lambda logits: logits
+    values = []
+    for some, wanted in zip(chosen.split(AT_ONCE), tokens.split(AT_ONCE)):
+        logits = head(some).float()  # [n, vocabulary]
+        values += (logits.gather(1, wanted.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)).tolist()
+    return values
 
 
 def _progress(steps, show: bool):

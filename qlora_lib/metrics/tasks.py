@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qlora_lib.config import Evaluation
-from qlora_lib.errors import QloraError
+from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.judges import JudgeSettings, evaluate_pairs
 from qlora_lib.metrics.answers import greedy_answers
 from qlora_lib.metrics.scored import log_probabilities
@@ -53,9 +53,10 @@ def score_task(
 
 def _classify(model, tokenizer, examples, e: Evaluation, progress, fast) -> Scores:
     rows, wanted, cut = [], [], 0
-    for example in examples:
-        prompt, choices = prompt_ids(example, tokenizer), choice_ids(example, tokenizer)
-        room = e.context - max(map(len, choices))
+    encoded = [choice_ids(example, tokenizer) for example in examples]
+    for example, choices in zip(examples, encoded):
+        prompt = prompt_ids(example, tokenizer)
+        room = room_for_prompt(e.context, max(map(len, choices)))
         cut += len(prompt) > room
         prompt = prompt[-room:]
         for choice in choices:
@@ -66,10 +67,10 @@ def _classify(model, tokenizer, examples, e: Evaluation, progress, fast) -> Scor
             else:
                 rows.append(row)
                 wanted.append(places)
-    found = iter([p for row in log_probabilities(model, rows, wanted, e.batch_size, progress, fast) for p in row])
+    found = iter([p for row in _finite(log_probabilities(model, rows, wanted, e.batch_size, progress, fast)) for p in row])
     right, said = [], []
-    for example in examples:
-        likelihoods = [sum(next(found) for _ in choice) for choice in choice_ids(example, tokenizer)]
+    for example, choices in zip(examples, encoded):
+        likelihoods = [sum(next(found) for _ in choice) for choice in choices]
         chosen = example.choices[int(np.argmax(likelihoods))]
         right.append(100.0 * (chosen == example.response))
         said.append(chosen.strip())
@@ -93,12 +94,10 @@ def _respond(model, tokenizer, examples, e: Evaluation, progress, fast) -> Score
         ids, labels = encoded.ids[dropped:], encoded.labels[dropped:]
         rows.append(ids[:-1])
         wanted.append([(k - 1, label) for k, label in enumerate(labels) if k and label >= 0])
-    found = log_probabilities(model, rows, wanted, e.batch_size, progress, fast)
-    if not all(math.isfinite(p) for row in found for p in row):
-        raise QloraError("the loss is not a finite number: perplexity has no value", "Use a wider dtype: --set train.precision=fp32")
+    found = _finite(log_probabilities(model, rows, wanted, e.batch_size, progress, fast))
     shown = examples[: e.samples]
-    prompts, _ = _prompts(tokenizer, shown, e)
-    answers = greedy_answers(model, tokenizer, prompts, e.answer_tokens, progress, fast)
+    prompts = _prompts(tokenizer, shown, e)[0] if shown else []
+    answers = greedy_answers(model, tokenizer, prompts, e.answer_tokens, progress, fast) if shown else []
     return Scores(
         {"response_perplexity": [-sum(row) / len(row) for row in found]},
         [len(row) for row in found],
@@ -108,9 +107,22 @@ def _respond(model, tokenizer, examples, e: Evaluation, progress, fast) -> Score
     )
 
 
+def _finite(found: list[list[float]]) -> list[list[float]]:
+    if not all(math.isfinite(p) for row in found for p in row):
+        raise QloraError("the loss is not a finite number: there is no score", "Use a wider dtype: --dtype fp32, or --set train.precision=fp32")
+    return found
+
+
+def room_for_prompt(context: int, answer_tokens: int) -> int:
+    """Tokens of a prompt that fit beside an answer."""
+    if context <= answer_tokens:
+        raise UsageError(f"answers of {answer_tokens} tokens leave no room for a prompt in {context}", "Give a larger context")
+    return context - answer_tokens
+
+
 def _prompts(tokenizer, examples, e: Evaluation) -> tuple[list[list[int]], int]:
     """Prompts as tokens, cut at their beginning where they and the answer exceed the context; how many were."""
-    room = e.context - e.answer_tokens
+    room = room_for_prompt(e.context, e.answer_tokens)
     prompts = [prompt_ids(example, tokenizer) for example in examples]
     return [p[-room:] for p in prompts], sum(len(p) > room for p in prompts)
 
@@ -147,7 +159,7 @@ def _win_rates(examples: list[Example], before: list[str | None], after: list[st
     kept = [i for i, (one, other) in enumerate(zip(before, after)) if one is not None and other is not None]
     if len(kept) < 2:
         return {}
-    instructions, references = zip(*((examples[i].prompt[-1].content, examples[i].response.strip()) for i in kept))
+    instructions, references = zip(*(("\n\n".join(m.content for m in examples[i].prompt), examples[i].response.strip()) for i in kept))
     found = evaluate_pairs(
         instructions, [after[i] for i in kept], [before[i] for i in kept], JudgeSettings(), references=references, progress=False
     )

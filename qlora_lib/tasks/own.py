@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qlora_lib.errors import UsageError
 from qlora_lib.tasks.examples import Example, Message
-from qlora_lib.tasks.splits import by_hash
+from qlora_lib.tasks.splits import by_hash, normalized
 
 ENOUGH = 100  # different prompts, of which 0.95 ** 100 = 0.6 % leave a twentieth empty
 SHARE_GPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -87,8 +87,9 @@ def split(examples: list[Example]) -> dict[str, list[Example]]:
 
 
 def chat_key(example: Example) -> str:
-    """What decides the split: all that stands before the last answer."""
-    return "\n".join(m.content for m in example.prompt)
+    """What decides the split: all that stands before the first answer, since every answer is learned."""
+    first = next(i for i, m in enumerate(example.messages) if m.role == "assistant")
+    return normalized("\n".join(m.content for m in example.messages[:first]))
 
 
 # --- one row ---------------------------------------------------------------------------------------

@@ -330,8 +330,8 @@ way = Choice(
         "onto the original, quantized again": (
             "it keeps most of the product on average, but every weight is rounded anew: a near function, not the trained one."
         ),
-        "onto the dequantized, 16 bits": "the trained function but for rounding to 16 bits; only four times as large, so it does not fit.",
-        "onto the original, 16 bits": "another function than the trained one, often a better one; and it does not fit.",
+        "onto the dequantized, 16 bits": "the trained function but for rounding to 16 bits; four times as large in its linear layers, so it does not fit.",
+        "onto the original, 16 bits": "another function than the trained one, sometimes a better one; and it does not fit.",
     },
     draw=draw_ways,
 )

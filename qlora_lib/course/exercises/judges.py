@@ -90,7 +90,7 @@ needed = Number(
             answer=lambda: ((1.6449 * 0.5 + Z_POWER * math.sqrt(0.24)) / 0.1) ** 2,
         ),
         Mistake(
-            name="the root was forgotten to be undone",
+            name="the quotient was not squared",
             why="The error falls with the root of the number: square the quotient.",
             answer=lambda: (Z_LEVEL * 0.5 + Z_POWER * math.sqrt(0.24)) / 0.1,
         ),
