@@ -173,3 +173,23 @@ def test_a_loss_that_is_no_number_is_no_score(tokenizer):
         broken.model.norm.weight.fill_(float("nan"))
     with pytest.raises(QloraError, match="not a finite number"):
         score_task(broken, tokenizer, "classification", make("tiny-reviews").splits["test"][:2], SETTINGS)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_answer_ends_where_training_ends_it(model, tokenizer, fast):
+    """A base whose own texts end with another token than its template's turns: the answer stops at either."""
+    from qlora_lib.metrics.answers import greedy_answers
+    from qlora_lib.tasks.chat import end_of_turn
+
+    prompt = prompt_ids(make("tiny-questions").splits["test"][0], tokenizer)
+    with torch.no_grad():
+        first = int(model(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
+    kept = model.generation_config.eos_token_id
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    try:
+        model.generation_config.eos_token_id = first
+        assert greedy_answers(model, tokenizer, [prompt], 4, fast=fast) == [""]
+        model.generation_config.eos_token_id = None
+        assert len(greedy_answers(model, tokenizer, [prompt], 4, fast=fast)) == 1
+    finally:
+        model.generation_config.eos_token_id = kept

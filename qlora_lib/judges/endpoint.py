@@ -53,8 +53,8 @@ class EndpointJudge:
         published = settings.weighted and settings.model == alpaca_eval.PUBLISHED_JUDGE
         self.name = "weighted_alpaca_eval_gpt4_turbo" if published else f"alpaca_eval_style_{settings.model}"
         how = "weighted by log-probabilities" if settings.weighted else "by the name written, not weighted"
-        style = "AlpacaEval 2" if published else "AlpacaEval-style"
-        self.protocol = f"{style}: judge {settings.model}, prompt of weighted_alpaca_eval_gpt4_turbo, {how}"
+        # AlpacaEval 2 itself is also its 805 instructions and its baseline, which a judge does not know.
+        self.protocol = f"AlpacaEval-style: judge {settings.model}, prompt of weighted_alpaca_eval_gpt4_turbo, {how}"
         self._closed = threading.Event()
         self._writing = threading.Lock()
         self.client = Client(

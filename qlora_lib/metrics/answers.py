@@ -5,8 +5,9 @@ from contextlib import nullcontext
 
 import torch
 
-from qlora_lib.fast.decoders import fast_decoder
+from qlora_lib.fast.decoders import end_tokens, fast_decoder
 from qlora_lib.fast.install import installed
+from qlora_lib.tasks.chat import end_of_turn
 
 # A model's own settings may ask for a penalty on words that stand in the prompt already; an answer is copied from there.
 PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": None}
@@ -27,19 +28,20 @@ def greedy_answers(
         decoder = fast_decoder(model, new_tokens, penalties=False) if fast else None
         work = _generate if decoder is None else _decode
         device = next(model.parameters()).device
+        ends = {*end_tokens(model), end_of_turn(tokenizer)}
         with installed(model) if fast and decoder is None else nullcontext():
-            made = [work(decoder or model, torch.tensor([prompt], device=device), new_tokens) for prompt in _progress(prompts, progress)]
+            made = [work(decoder or model, torch.tensor([prompt], device=device), new_tokens, ends) for prompt in _progress(prompts, progress)]
     finally:
         model.train(was_training)
         model.config.use_cache = use_cache
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
 
 
-def _decode(decoder, ids: torch.Tensor, new_tokens: int) -> list[int]:
+def _decode(decoder, ids: torch.Tensor, new_tokens: int, ends: set[int]) -> list[int]:
     logits, made = decoder.start(ids, ids.shape[1] + new_tokens), []
     while True:
         token = int(logits.argmax())
-        if token in decoder.ends:
+        if token in ends:
             return made
         made.append(token)
         if len(made) == new_tokens:
@@ -48,12 +50,10 @@ def _decode(decoder, ids: torch.Tensor, new_tokens: int) -> list[int]:
 
 
 @torch.no_grad()
-def _generate(model, ids: torch.Tensor, new_tokens: int) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    pad = ends[0] if isinstance(ends, list) else ends
+def _generate(model, ids: torch.Tensor, new_tokens: int, ends: set[int]) -> list[int]:
     output = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, use_cache=True,
-        pad_token_id=0 if pad is None else pad, **PLAIN,
+        eos_token_id=sorted(ends), pad_token_id=min(ends), **PLAIN,
     )  # fmt: skip
     return output[0, ids.shape[1] :].tolist()
 

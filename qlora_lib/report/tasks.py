@@ -25,6 +25,9 @@ INSTRUCTIONS = ("instructions", "chat")
 KINDS = {"classification": "Sentiment", "qa": "Question answering", "instructions": "Instructions", "chat": "Conversations"}
 
 
+SHOWN = 5  # examples of an arm, the first of the test split; its record may keep more
+
+
 def metrics(r: RunRecord) -> list[tuple[str, Metric]]:
     """Those that have a before and an after."""
     return [(name, m) for name, m in r.task.metrics.items() if name not in WIN_RATES] if r.task else []
@@ -278,7 +281,7 @@ def samples(s: Store, only: tuple[str, ...] | None = None) -> list[dict[str, Any
     for arm, r in s.studies.tasks.items():
         if only and r.data.task not in only:
             continue
-        for i in range(len(r.task.samples) if r.task else 0):
+        for i in range(min(SHOWN, len(r.task.samples)) if r.task else 0):
             at = f"task.{arm}.task.samples.{i}"
             keys = [f"task.{arm}.data.name", *(f"{at}.{field}" for field in ("prompt", "expected", "before", "after"))]
             rows.append([s.use(k).key for k in keys])

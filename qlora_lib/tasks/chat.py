@@ -73,6 +73,11 @@ def choice_ids(example: Example, tokenizer) -> list[list[int]]:
     return [_ids(prompt + choice, tokenizer, example.plain)[length:] for choice in example.choices]
 
 
+def end_of_turn(tokenizer) -> int:
+    """The token that ends a response in training, which may be another than the one that ends the model's own texts."""
+    return encode(Example("", (Message("user", "a"), Message("assistant", "b"))), tokenizer).ids[-1]
+
+
 def fit(examples: list[Example], tokenizer, max_length: int) -> tuple[list[Encoded], dict[str, int]]:
     """(examples of at most `max_length` tokens, how many were left out and why); none is cut."""
     encoded = [encode(example, tokenizer) for example in examples]
