@@ -114,11 +114,12 @@ def stream_from(
 
 
 def chat_prompt(tokenizer, messages: Messages) -> str:
-    """The text that the model's chat template makes of a chat, up to where the answer begins."""
-    if not tokenizer.chat_template:
-        raise UsageError("this model has no chat template", "Give a plain --prompt, without --chat, --messages, --system")
+    """The text of a chat up to where the answer begins, as an adapter was trained on it: by the model's chat template, or
+    for a model without one by the plain one of tasks.chat."""
+    from qlora_lib.tasks.chat import Message, asked_with
+
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return asked_with([Message(m["role"], m["content"]) for m in messages], tokenizer)
     except Exception as e:  # a template may refuse roles, or an order of them, with any error of its own
         raise UsageError(f"the model's chat template refuses these messages: {one_line(e):.200}", "Change their roles or their order") from None
 

@@ -126,9 +126,29 @@ def test_a_template_that_refuses_is_told(tiny):
     with pytest.raises(UsageError, match="refuses these messages: System role not supported") as e:
         chat_prompt(tokenizer, [{"role": "user", "content": "Hi"}])
     assert "\n" not in str(e.value)
-    tokenizer.chat_template = None
-    with pytest.raises(UsageError, match="has no chat template"):
-        list(stream_from(tiny[0], tokenizer, "Hi", chat=True))
+
+
+REFUSES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}{{ m.role + ':' + m.content + ';' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", ["its own", None, REFUSES])
+def test_a_chat_is_asked_as_training_asks_it(tiny, template):
+    """Also by a model without a template, and by one that refuses a system message."""
+    import copy
+
+    from qlora_lib.tasks.chat import Example, Message, prompt_ids
+
+    tokenizer = copy.copy(tiny[1])
+    if template != "its own":
+        tokenizer.chat_template = template
+    messages = Message("system", "Be brief."), Message("user", "Hi")
+    trained = prompt_ids(Example("x", (*messages, Message("assistant", "Hello"))), tokenizer)
+    asked = chat_prompt(tokenizer, [{"role": m.role, "content": m.content} for m in messages])
+    assert tokenizer(asked, add_special_tokens=False).input_ids == trained
+    assert "Be brief." in asked
 
 
 def test_the_context_of_the_model(tiny, engine, monkeypatch, capsys):

@@ -377,7 +377,7 @@ def test_by_the_name_written_where_log_probabilities_are_not_to_be_had(server):
 def test_only_the_leaderboards_judge_is_called_alpaca_eval(server):
     assert judge_of(server).protocol.startswith("AlpacaEval-style")
     published = EndpointJudge(JudgeSettings(kind="endpoint", model="gpt-4-1106-preview", base_url=server.url))
-    assert published.protocol.startswith("AlpacaEval 2:") and published.name == "weighted_alpaca_eval_gpt4_turbo"
+    assert published.protocol.startswith("AlpacaEval-style:") and published.name == "weighted_alpaca_eval_gpt4_turbo"
 
 
 def test_the_document_of_an_evaluation(server):

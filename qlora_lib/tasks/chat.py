@@ -127,14 +127,36 @@ def _written(messages: list[Message], example: Example, tokenizer) -> tuple[str,
     except _template_error() as e:
         if not system:
             raise _unfit(example, tokenizer, str(e)) from e
-    first = next(i for i, m in enumerate(messages) if m.role == "user")
-    others = [m for m in messages if m.role != "system"]
-    head = "\n\n".join([*(text for text in system if text.strip()), messages[first].content])
-    others[next(i for i, m in enumerate(others) if m.role == "user")] = Message("user", head)
+    others = _folded(messages)
     try:
         return render(others, tokenizer), others
     except _template_error() as e:
         raise _unfit(example, tokenizer, str(e)) from e
+
+
+def _folded(messages: list[Message]) -> list[Message]:
+    """Without system messages: their text stands at the head of the first user's."""
+    system = [m.content for m in messages if m.role == "system" and m.content.strip()]
+    others = [m for m in messages if m.role != "system"]
+    first = next(i for i, m in enumerate(others) if m.role == "user")
+    others[first] = Message("user", "\n\n".join([*system, others[first].content]))
+    return others
+
+
+def asked_with(messages: list[Message], tokenizer) -> str:
+    """The text of a chat up to where the answer begins, written as training writes it.
+
+    Raises what the template raises for an order of roles that it refuses.
+    """
+    system = [m.content.strip() for m in messages if m.role == "system"]
+    try:
+        text = render(messages, tokenizer, ask=True)
+        if all(words in text for words in system):
+            return text
+    except _template_error():
+        if not system:
+            raise
+    return render(_folded(messages), tokenizer, ask=True)
 
 
 def _template_error():
