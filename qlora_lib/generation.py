@@ -58,9 +58,10 @@ def stream_from(
     import torch
     from transformers import TextIteratorStreamer
 
-    if chat or not isinstance(prompt, str):
+    templated = chat or not isinstance(prompt, str)  # a template writes the beginning of the text itself
+    if templated:
         prompt = chat_prompt(tokenizer, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated).to(model.device)
     length, context = inputs.input_ids.shape[1], getattr(model.config, "max_position_embeddings", None)
     if length == 0:
         raise UsageError("the prompt has no tokens", "Give some text")
