@@ -1,11 +1,8 @@
 """One evaluation of one model, for `qlora eval`: load, score, say the protocol."""
 
-import math
 import os
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from qlora_lib import hardware
 from qlora_lib.config import Evaluation, Quantization
@@ -48,6 +45,7 @@ def evaluate_perplexity(
     """Perplexity of `model` on a registered set's test split or on the whole of a local file or folder."""
     from qlora_lib.data import file_tokens, prepare
     from qlora_lib.metrics.perplexity import perplexity
+    from qlora_lib.metrics.tasks import estimate
     from qlora_lib.texts import check_source, is_registered
 
     stride = stride or context
@@ -71,7 +69,7 @@ def evaluate_perplexity(
         "n": result["tokens_scored"],
         "tokens_scored": result["tokens_scored"],
         "perplexity": result["perplexity"],
-        "confidence_interval": interval(result["window_nll"], result["window_tokens"]),
+        "confidence_interval": estimate(result["window_nll"], result["window_tokens"], perplexity=True)[1],
     }
 
 
@@ -131,17 +129,3 @@ def what_ran(asset, adapter, quantization: str, double_quant: bool, chosen) -> d
         "dtype": chosen.name,
         "dtype_reason": chosen.reason,
     }
-
-
-def interval(window_nll: list[float], window_tokens: list[int], level: float = 0.95) -> tuple[float, float] | None:
-    """Confidence interval of a perplexity, windows resampled (2,000 bootstrap draws, fixed seed).
-
-    None for a single window, which says nothing of the spread.
-    """
-    if len(window_nll) < 2:
-        return None
-    nll, weight = np.asarray(window_nll), np.asarray(window_tokens)
-    draws = np.random.default_rng(0).integers(len(nll), size=(2000, len(nll)))
-    means = (nll * weight)[draws].sum(1) / weight[draws].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return math.exp(min(low, 700.0)), math.exp(min(high, 700.0))  # as the perplexity itself

@@ -69,6 +69,7 @@ RUN_WING = (
     "metrics/tasks.py",
     "metrics/win_rate.py",
     "models.py",
+    "progress.py",
     "scoring.py",
     "task_data.py",
     "tasks/articles.py",

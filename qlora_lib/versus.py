@@ -14,9 +14,10 @@ from qlora_lib.assets.store import sha256_of
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.evaluation import load_for_use, what_ran
 from qlora_lib.judges import JudgeSettings, evaluate_pairs, make_judge
-from qlora_lib.metrics.answers import greedy_answers
+from qlora_lib.metrics.answers import answering
 from qlora_lib.metrics.tasks import room_for_prompt
 from qlora_lib.paths import write_atomic
+from qlora_lib.progress import bar
 from qlora_lib.tasks.chat import prompt_ids
 from qlora_lib.tasks.examples import Example
 from qlora_lib.tasks.load import load_task
@@ -67,25 +68,29 @@ def evaluate_win_rate(
     theirs = references if baseline == "reference" else None
     if baseline not in MADE_OF:
         theirs = read_outputs(Path(baseline), instructions)  # a bad file is told before a model is loaded
-    loaded, tokenizer, asset, chosen = load_for_use(model, adapter, quantization, double_quant, dtype)
-    prompts = [prompt_ids(e, tokenizer) for e in asked]
-    name = f"{asset.name}@{(asset.revision or 'local')[:12]}, {quantization}{'+dq' if double_quant and '4' in quantization else ''}"
+    def answered() -> tuple:
+        """(our answers, the baseline's, what ran, prompts cut); the model is let go, for a judge that is one needs its room."""
+        loaded, tokenizer, asset, chosen = load_for_use(model, adapter, quantization, double_quant, dtype)
+        prompts = [prompt_ids(e, tokenizer) for e in asked]
+        name = f"{asset.name}@{(asset.revision or 'local')[:12]}, {quantization}{'+dq' if double_quant and '4' in quantization else ''}"
 
-    def answers(of: str, file: str) -> list[str]:
-        kept = _Kept(out / file if out else None, f"{of}, {chosen.name}, at most {answer_tokens} tokens in {context}")
-        for text, prompt in _progress(list(zip(instructions, prompts))):
-            if text not in kept.known:
-                kept.add(text, greedy_answers(loaded, tokenizer, [prompt[-room:]], answer_tokens)[0], loaded_data.name)
-        return [kept.known[text] for text in instructions]
+        def answers(of: str, file: str) -> list[str]:
+            kept = _Kept(out / file if out else None, f"{of}, {chosen.name}, at most {answer_tokens} tokens in {context}")
+            rows = [(text, prompt) for text, prompt in zip(instructions, prompts) if text not in kept.known]
+            with answering(loaded, tokenizer, answer_tokens) as answer:
+                for text, prompt in bar(rows, "answers", "answer", sys.stderr.isatty()):
+                    kept.add(text, answer(prompt[-room:]), loaded_data.name)
+            return [kept.known[text] for text in instructions]
 
-    ours = answers(f"{name} + adapter {_digest(adapter)}" if adapter else name, "outputs.json")
-    adapters = Adapters(loaded) if theirs is None else None
-    if adapters:
-        with adapters.using(None):
-            theirs = answers(name, "baseline.json")
-    del loaded, adapters  # room for a judge that is a model
+        ours, others = answers(f"{name} + adapter {_digest(adapter)}" if adapter else name, "outputs.json"), theirs
+        if others is None:
+            with Adapters(loaded).using(None):
+                others = answers(name, "baseline.json")
+        return ours, others, asset, chosen, sum(len(p) > room for p in prompts)
+
+    ours, others, asset, chosen, prompts_cut = answered()
     found = evaluate_pairs(
-        instructions, ours, theirs, judging, failures_in_a_row=judge.failures_in_a_row, references=references, seed=seed, model=asset.name,
+        instructions, ours, others, judging, failures_in_a_row=judge.failures_in_a_row, references=references, seed=seed, model=asset.name,
         adapter=str(adapter) if adapter else None, baseline=baseline, data=loaded_data.name,
         annotations_to=out / "annotations.json" if out else None, progress=sys.stderr.isatty(),
     )  # fmt: skip
@@ -95,7 +100,7 @@ def evaluate_win_rate(
         "data": f"{loaded_data.name}, test split",
         "stand_in_for": loaded_data.stand_in_for,
         "protocol": f"greedy answers of at most {answer_tokens} tokens; {found['protocol']}",
-        "prompts_cut": sum(len(p) > room for p in prompts),
+        "prompts_cut": prompts_cut,
     }
 
 
@@ -151,9 +156,3 @@ class _Kept:
 
 def _digest(adapter: Path) -> str:
     return sha256_of(Path(adapter) / "adapter_model.safetensors")[:12]
-
-
-def _progress(rows: list):
-    from tqdm.auto import tqdm
-
-    return tqdm(rows, desc="answers", unit="answer", mininterval=1.0, disable=not sys.stderr.isatty())

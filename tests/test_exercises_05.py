@@ -5,25 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from exercising import accepted, rejected
 from scipy import stats
 
 from qlora_lib.analysis import paired_interval
-from qlora_lib.course.answers import check
 from qlora_lib.course.exercises.comparison import EXERCISES, _windows
 
 TOTAL, LINEAR, ADAPTER = 1_100_048_384, 968_884_224, 12_615_680
 REST = TOTAL - LINEAR
-
-
-def rejected(key, answer, mistake):
-    verdict = check(key, answer)
-    assert not verdict.correct and verdict.picture is not None
-    assert verdict.message.startswith(mistake), verdict.message
-
-
-def accepted(key, answer):
-    verdict = check(key, answer)
-    assert verdict.correct and verdict.message and verdict.picture is not None, verdict
 
 
 RIGHT = [

@@ -3,23 +3,12 @@
 import pytest
 import torch
 
-from qlora_lib.course.answers import check
+from exercising import accepted, rejected
 from qlora_lib.course.benches import operations_allow, ratio, read_benches
 from qlora_lib.course.exercises.inference import EXERCISES
 from qlora_lib.course.token_time import draw_token_time
 
 WEIGHTS, EMBEDDING = 8_030_261_248, 128_256 * 4096
-
-
-def rejected(key, answer, mistake):
-    verdict = check(key, answer)
-    assert not verdict.correct and verdict.picture is not None
-    assert verdict.message.startswith(mistake), verdict.message
-
-
-def accepted(key, answer):
-    verdict = check(key, answer)
-    assert verdict.correct and verdict.message and verdict.picture is not None, verdict
 
 
 LINEAR, HEAD, ADAPTER = 106_168_320, 4 * 49_152 * 576, 4 * 4_884_480  # weights; bytes

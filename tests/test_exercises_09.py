@@ -5,19 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from exercising import accepted, rejected
 from qlora_lib.course.answers import check
 from qlora_lib.course.exercises.figures import EXERCISES
-
-
-def rejected(key, answer, mistake):
-    verdict = check(key, answer)
-    assert not verdict.correct and verdict.picture is not None
-    assert verdict.message.startswith(mistake), verdict.message
-
-
-def accepted(key, answer):
-    verdict = check(key, answer)
-    assert verdict.correct and verdict.message and verdict.picture is not None, verdict
 
 
 def not_turned_over(values, lower_is_better):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from exercising import accepted, rejected
 from qlora_lib.assets import resolve_model
 from qlora_lib.config import Quantization, load_profile
-from qlora_lib.course.answers import check
 from qlora_lib.course.deploying import deployments, draw_kept, kept_share, response_loss, through_four_bits, trained_adapter
 from qlora_lib.course.exercises.instructions import EXERCISES
 from qlora_lib.course.instructing import draw_batches, instruction_arm, show_tokens
@@ -14,17 +14,6 @@ from qlora_lib.lora import dequantized
 from qlora_lib.models import attach_lora, load_base, load_tokenizer
 from qlora_lib.tasks.chat import IGNORED, Encoded, encode
 from qlora_lib.tasks.load import load_task
-
-
-def rejected(key, answer, mistake):
-    verdict = check(key, answer)
-    assert not verdict.correct and verdict.picture is not None
-    assert verdict.message.startswith(mistake), verdict.message
-
-
-def accepted(key, answer):
-    verdict = check(key, answer)
-    assert verdict.correct and verdict.message and verdict.picture is not None, verdict
 
 
 # NF4’s level next above 0

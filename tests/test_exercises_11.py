@@ -6,6 +6,7 @@ import string
 
 import numpy as np
 import pytest
+from exercising import accepted, rejected
 from example_records import example_records
 from example_sweeps import example_sweeps, example_task_sweeps, example_tasks, loss_of
 from hypothesis import given
@@ -26,17 +27,6 @@ from qlora_lib.course.proportions import (
 from qlora_lib.report.formats import NOT_MEASURED
 from qlora_lib.studies import Studies
 from qlora_lib.sweeps import ATTENTION
-
-
-def rejected(key, answer, mistake):
-    verdict = check(key, answer)
-    assert not verdict.correct and verdict.picture is not None
-    assert verdict.message.startswith(mistake), verdict.message
-
-
-def accepted(key, answer):
-    verdict = check(key, answer)
-    assert verdict.correct and verdict.message and verdict.picture is not None, verdict
 
 
 # --- 11.1, beside SQuAD's own script, evaluate-v1.1.py, written from its description ------------------

@@ -7,6 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from exercising import accepted, rejected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,17 +25,6 @@ from qlora_lib.course.judging import (
 from qlora_lib.judges import judge_pairs
 from qlora_lib.metrics.length_controlled import length_controlled_win_rate
 from qlora_lib.notebooks.shown import Picture
-
-
-def rejected(key, answer, mistake):
-    verdict = check(key, answer)
-    assert not verdict.correct and verdict.picture is not None
-    assert verdict.message.startswith(mistake), verdict.message
-
-
-def accepted(key, answer):
-    verdict = check(key, answer)
-    assert verdict.correct and verdict.message and verdict.picture is not None, verdict
 
 
 # --- 12.1 the standard error

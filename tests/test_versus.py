@@ -1,6 +1,7 @@
 """`qlora eval --task winrate`: whose answers, kept where, against whose."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ from qlora_lib import models
 from qlora_lib.config import Lora
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.judges import JudgeSettings
-from qlora_lib.metrics import answers as answering
+from qlora_lib.metrics import answers
 from qlora_lib.metrics.win_rate import win_rate
 from qlora_lib.tasks.made import make
 from qlora_lib.versus import evaluate_win_rate
@@ -32,6 +33,24 @@ def adapter(tmp_path_factory):
     return folder
 
 
+def counting(made: list, stop_after: int | None = None):
+    """`answering` that notes each answer in `made`, and is interrupted after so many."""
+
+    @contextmanager
+    def answering(*args, **kwargs):
+        with answers.answering(*args, **kwargs) as answer:
+
+            def noted(prompt):
+                if len(made) == stop_after:
+                    raise KeyboardInterrupt
+                made.append(1)
+                return answer(prompt)
+
+            yield noted
+
+    return answering
+
+
 def test_an_adapter_against_its_own_base(adapter, tmp_path, monkeypatch):
     found = evaluate_win_rate(**ARGUMENTS, adapter=adapter, out=tmp_path)
     ours, theirs = (json.loads((tmp_path / name).read_text()) for name in ("outputs.json", "baseline.json"))
@@ -48,30 +67,19 @@ def test_an_adapter_against_its_own_base(adapter, tmp_path, monkeypatch):
     from qlora_lib.tasks.chat import prompt_ids
 
     prompts = [prompt_ids(e, tokenizer) for e in make("tiny-instructions").splits["test"][:4]]
-    assert [r["output"] for r in theirs] == answering.greedy_answers(plain, tokenizer, prompts, 6)
+    assert [r["output"] for r in theirs] == answers.greedy_answers(plain, tokenizer, prompts, 6)
 
-    def never(*_, **__):
-        raise AssertionError("an answer was made again")
-
-    monkeypatch.setattr("qlora_lib.versus.greedy_answers", never)
+    monkeypatch.setattr("qlora_lib.versus.answering", counting(made := []))
     assert evaluate_win_rate(**ARGUMENTS, adapter=adapter, out=tmp_path)["win_rate"] == found["win_rate"]
+    assert not made  # nothing was answered again
 
 
 def test_answers_that_were_made_before_an_interruption_are_kept(adapter, tmp_path, monkeypatch):
-    made, real = [], answering.greedy_answers
-
-    def interrupted(*args, **kwargs):
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        made.append(1)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr("qlora_lib.versus.greedy_answers", interrupted)
+    monkeypatch.setattr("qlora_lib.versus.answering", counting([], stop_after=3))
     with pytest.raises(KeyboardInterrupt):
         evaluate_win_rate(**ARGUMENTS, adapter=adapter, out=tmp_path)
     assert len(json.loads((tmp_path / "outputs.json").read_text())) == 3
-    count = []
-    monkeypatch.setattr("qlora_lib.versus.greedy_answers", lambda *a, **k: count.append(1) or real(*a, **k))
+    monkeypatch.setattr("qlora_lib.versus.answering", counting(count := []))
     evaluate_win_rate(**ARGUMENTS, adapter=adapter, out=tmp_path)
     assert len(count) == 1 + 4  # the last of ours, and the baseline's
 

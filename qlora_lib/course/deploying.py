@@ -20,12 +20,12 @@ from qlora_lib import style
 from qlora_lib.config import Quantization
 from qlora_lib.errors import QloraError
 from qlora_lib.lora import dequantized
-from qlora_lib.metrics.scored import log_probabilities
+from qlora_lib.metrics.scored import learned, log_probabilities
 from qlora_lib.models import import_bitsandbytes
 from qlora_lib.paths import results_dir
 from qlora_lib.quantization import dequantize_4bit, quantize_4bit
 from qlora_lib.records import RECORD_NAME, RunRecord, read_record
-from qlora_lib.tasks.chat import IGNORED, Encoded
+from qlora_lib.tasks.chat import Encoded
 
 LOOKS = {"onto the dequantized": (style.VERMILLION, "s"), "onto the original": (style.BLUE, "o")}
 
@@ -44,8 +44,7 @@ def trained_adapter(profile: str, record: RunRecord | None) -> Path | None:
 
 def response_loss(model, examples: Sequence[Encoded], batch_size: int = 4) -> float:
     """Mean nats a learned token."""
-    rows = [e.ids[:-1] for e in examples]
-    wanted = [[(k - 1, label) for k, label in enumerate(e.labels) if k and label != IGNORED] for e in examples]
+    rows, wanted = zip(*(learned(e.ids, e.labels) for e in examples))
     found = [p for row in log_probabilities(model, rows, wanted, batch_size) for p in row]
     return -sum(found) / len(found)
 

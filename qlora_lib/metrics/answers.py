@@ -1,12 +1,13 @@
 """Greedy answers to prompts, one prompt at a time, up to the token that ends them."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from qlora_lib.fast.decoders import end_tokens, fast_decoder
 from qlora_lib.fast.install import installed
+from qlora_lib.progress import bar
 from qlora_lib.tasks.chat import end_of_turn
 
 # A model's own settings may ask for a penalty on words that stand in the prompt already; an answer is copied from there.
@@ -21,6 +22,13 @@ def greedy_answers(
     An answer that reaches its limit breaks off there. Greedy means the most likely token each time: penalties of repetition
     that the model's own settings name are left out.
     """
+    with answering(model, tokenizer, new_tokens, fast) as answer:
+        return [answer(prompt) for prompt in bar(prompts, "answers", "answer", progress)]
+
+
+@contextmanager
+def answering(model, tokenizer, new_tokens: int, fast: bool = True) -> Iterator[Callable[[Sequence[int]], str]]:
+    """Inside the `with`: a function from a prompt (token ids) to its answer, as `greedy_answers` gives it."""
     was_training, use_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
@@ -30,11 +38,15 @@ def greedy_answers(
         device = next(model.parameters()).device
         ends = {*end_tokens(model), end_of_turn(tokenizer)}
         with installed(model) if fast and decoder is None else nullcontext():
-            made = [work(decoder or model, torch.tensor([prompt], device=device), new_tokens, ends) for prompt in _progress(prompts, progress)]
+
+            def answer(prompt: Sequence[int]) -> str:
+                ids = work(decoder or model, torch.tensor([prompt], device=device), new_tokens, ends)
+                return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+            yield answer
     finally:
         model.train(was_training)
         model.config.use_cache = use_cache
-    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
 
 
 def _decode(decoder, ids: torch.Tensor, new_tokens: int, ends: set[int]) -> list[int]:
@@ -56,11 +68,3 @@ def _generate(model, ids: torch.Tensor, new_tokens: int, ends: set[int]) -> list
         eos_token_id=sorted(ends), pad_token_id=min(ends), **PLAIN,
     )  # fmt: skip
     return output[0, ids.shape[1] :].tolist()
-
-
-def _progress(prompts, show: bool):
-    if not show:
-        return prompts
-    from tqdm.auto import tqdm
-
-    return tqdm(prompts, desc="answers", unit="answer", mininterval=1.0)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.fast.install import FAMILIES, installed
+from qlora_lib.progress import bar
 
 LOGITS_AT_ONCE = 256  # positions; 256 x 49,152 fp32 logits are 48 MiB
 
@@ -52,7 +53,7 @@ def perplexity(
     model.eval()
     try:
         with installed(model) if fast else nullcontext():
-            for group in _progress(list(_batches(spans, batch_size)), progress):
+            for group in bar(list(_batches(spans, batch_size)), "perplexity", "batch", progress):
                 batch = torch.stack([ids[begin:end] for begin, end, _ in group]).to(device)  # [B, T]
                 nll = token_nll(model, batch).cpu()  # [B, T-1]
                 for row, (begin, end, new) in zip(nll, group):
@@ -125,11 +126,3 @@ def _batches(spans, batch_size: int):
         group.append(span)
     if group:
         yield group
-
-
-def _progress(groups, show: bool):
-    if not show:
-        return groups
-    from tqdm.auto import tqdm
-
-    return tqdm(groups, desc="perplexity", unit="batch", mininterval=1.0)

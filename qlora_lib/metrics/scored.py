@@ -6,9 +6,15 @@ from contextlib import nullcontext
 import torch
 
 from qlora_lib.fast.install import FAMILIES, installed
+from qlora_lib.progress import bar
 
 AT_ONCE = 256  # places; 256 x 49,152 fp32 logits are 48 MiB
 Wanted = Sequence[tuple[int, int]]  # (position in the row, token that may follow it)
+
+
+def learned(ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """(row, what is wanted of it) for the labels of an encoded example that are learned."""
+    return list(ids[:-1]), [(place - 1, label) for place, label in enumerate(labels) if place and label >= 0]
 
 
 @torch.no_grad()
@@ -27,7 +33,7 @@ def log_probabilities(
     model.eval()
     try:
         with installed(model) if fast else nullcontext():
-            for start in _progress(range(0, len(order), batch_size), progress):
+            for start in bar(range(0, len(order), batch_size), "scoring", "batch", progress):
                 some = order[start : start + batch_size]
                 longest = len(rows[some[0]])
                 ids = torch.tensor([[*rows[i], *[0] * (longest - len(rows[i]))] for i in some], device=device)  # [B, T]
@@ -53,11 +59,3 @@ def _at(model, ids, rows, positions, tokens) -> list[float]:
         logits = head(some).float()  # [n, vocabulary]
         values += (logits.gather(1, wanted.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)).tolist()
     return values
-
-
-def _progress(steps, show: bool):
-    if not show:
-        return steps
-    from tqdm.auto import tqdm
-
-    return tqdm(steps, desc="scoring", unit="batch", mininterval=1.0)

@@ -15,7 +15,7 @@ from qlora_lib.config import Evaluation
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.judges import JudgeSettings, evaluate_pairs
 from qlora_lib.metrics.answers import greedy_answers
-from qlora_lib.metrics.scored import log_probabilities
+from qlora_lib.metrics.scored import learned, log_probabilities
 from qlora_lib.metrics.squad import squad_em_f1
 from qlora_lib.records import Metric, Sample, TaskResult
 from qlora_lib.tasks.chat import choice_ids, encode, prompt_ids
@@ -91,9 +91,9 @@ def _respond(model, tokenizer, examples, e: Evaluation, progress, fast) -> Score
         encoded = encode(example, tokenizer)
         dropped = max(0, len(encoded.ids) - e.context)
         cut += dropped > 0
-        ids, labels = encoded.ids[dropped:], encoded.labels[dropped:]
-        rows.append(ids[:-1])
-        wanted.append([(k - 1, label) for k, label in enumerate(labels) if k and label >= 0])
+        row, places = learned(encoded.ids[dropped:], encoded.labels[dropped:])
+        rows.append(row)
+        wanted.append(places)
     found = _finite(log_probabilities(model, rows, wanted, e.batch_size, progress, fast))
     shown = examples[: e.samples]
     prompts = _prompts(tokenizer, shown, e)[0] if shown else []
