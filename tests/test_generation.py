@@ -1,5 +1,6 @@
 """Streaming: pieces add up to what `generate` says, and nothing is left running."""
 
+import copy
 import json
 import threading
 
@@ -9,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from qlora_lib import models
 from qlora_lib.cli import cli
@@ -39,6 +41,21 @@ def test_the_pieces_are_what_generate_gives(tiny, engine):
     whole = model.generate(**inputs, do_sample=False, max_new_tokens=12, pad_token_id=tokenizer.pad_token_id)[0]
     expected = tokenizer.decode(whole[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert "".join(stream_from(model, tokenizer, "The small", max_new_tokens=12)) == expected
+
+
+def test_a_plain_prompt_has_the_tokens_that_the_tokenizer_adds_and_a_chat_those_of_its_template(tiny, engine):
+    model, tokenizer = tiny[0], copy.deepcopy(tiny[1])
+    added = tokenizer("Z", add_special_tokens=False).input_ids  # at the end, since the tiny model says its last token again
+    special = [{"id": "Z", "ids": added, "tokens": tokenizer.convert_ids_to_tokens(added)}]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A Z", special_tokens=special)
+
+    def says(ids: list[int]) -> str:
+        out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, pad_token_id=tokenizer.pad_token_id)[0]
+        return tokenizer.decode(out[len(ids) :], skip_special_tokens=True)
+
+    bare, talk = (tokenizer(t, add_special_tokens=False).input_ids for t in ("The small", chat_prompt(tokenizer, [USER])))
+    assert "".join(stream_from(model, tokenizer, "The small", max_new_tokens=12)) == says([*bare, *added]) != says(bare)
+    assert "".join(stream_from(model, tokenizer, [USER], max_new_tokens=12)) == says(talk) != says([*talk, *added])
 
 
 def test_a_reader_who_leaves_early_leaves_no_thread(tiny, engine):

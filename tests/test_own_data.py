@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qlora_lib.cli import main
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.tasks.examples import Message
+from qlora_lib.tasks.load import load_task
 from qlora_lib.tasks.modelfile import PARAMETERS, chat_parts, quoted, write_modelfile
 from qlora_lib.tasks.own import chat_key, read_messages, read_rows, shown, split
 from qlora_lib.tasks.own_report import check
@@ -39,6 +40,15 @@ def write(tmp_path):
 
 def many(n: int) -> list[str]:
     return [row(f"user:What is {i} and {i}?", f"assistant:It is {2 * i}.") for i in range(n)]
+
+
+def test_a_file_that_is_mostly_no_chats_is_refused_with_the_way_to_see_why(write):
+    half = load_task(write(*many(4), *["{}"] * 4))
+    assert sum(len(part) for part in half.splits.values()) == 4 and sum(half.left_out.values()) == 4
+    path = write(*many(4), *["{}"] * 5)
+    with pytest.raises(QloraError, match=r"5 of 9 rows hold no chat .*row 5") as error:
+        load_task(path)
+    assert f"qlora check {path}" in error.value.hint
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -203,8 +213,6 @@ def test_rows_that_ask_the_same_stand_together(write):
 
 
 def test_training_splits_as_the_check_says(write):
-    from qlora_lib.tasks.load import load_task
-
     path = write(*many(200))
     assert {name: len(part) for name, part in load_task(str(path)).splits.items()} == check(path).splits
 

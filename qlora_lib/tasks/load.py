@@ -224,10 +224,12 @@ def _own(files: dict[str, list[Path]]) -> tuple[dict[str, list[Example]], dict[s
         for path in paths:
             examples, problems = read_messages(path)
             found[split] += examples
-            left_out.update(problem.what for problem in {p.row: p for p in problems}.values())
-            if not examples:
+            refused = {problem.row: problem for problem in problems}
+            left_out.update(problem.what for problem in refused.values())
+            if not examples or len(refused) > len(examples):  # more than half, as for the published formats
                 first = f" (row {problems[0].row}: {problems[0].what})" if problems else ""
                 raise QloraError(
-                    f"{path} holds no chat that can be learned{first}", f"See what is wrong, row by row: qlora check {path}"
+                    f"{path}: {len(refused)} of {len(refused) + len(examples)} rows hold no chat that can be learned{first}",
+                    f"See what is wrong, row by row: qlora check {path}",
                 )
     return _completed(found, chat_key), dict(left_out)
