@@ -16,7 +16,8 @@ from scipy.stats import binomtest, ttest_rel
 from qlora_lib.cost.shapes import SMOLLM2
 from qlora_lib.course import studied
 from qlora_lib.course.answers import check
-from qlora_lib.course.exercises.tasks import EXERCISES, draw_claims
+from qlora_lib.course.exercises.ranks import draw_claims
+from qlora_lib.course.exercises.tasks import EXERCISES
 from qlora_lib.course.proportions import (
     paired_difference,
     proportion_interval,

@@ -85,6 +85,24 @@ def test_the_rule_is_that_of_the_reader(tmp_path_factory, turns):
     assert usable(messages) == in_order(messages) == (len(read_messages(path)[0]) == 1)
 
 
+def test_what_became_of_each_row_is_said_with_its_reason():
+    from qlora_lib.course.own_way import NOTED, problem_rows
+    from qlora_lib.paths import project_root
+    from qlora_lib.tasks.own_report import Kind, check
+
+    report = check(project_root() / "notebooks" / "data" / "malformed_messages.jsonl")
+    rows = {what: (became, why, where) for what, became, why, _, where in problem_rows(report)}
+    assert all(why for _, why, _ in rows.values())
+    assert {what for what, (became, *_) in rows.items() if became == "left out"} == {k.what for k in report.kinds if k.left_out}
+    assert rows["byte order mark, skipped"][0] == rows["blank line"][0] == "mended" and rows["byte order mark, skipped"][2] == "the whole file"
+    assert {became for what, (became, *_) in rows.items() if what.startswith("converted from")} == {"converted"}
+    assert rows["the same as an earlier row"][0] == "kept" and rows["unknown role"][1] == "it cannot teach; the first: message 2: bot"
+    noted = [k.what for k in report.kinds if not k.left_out]
+    assert all(any(what.startswith(start) for start in NOTED) for what in noted)  # the reader's words and this table's are the same
+    report.kinds = [Kind("odd in a new way", False, 1, [{"row": 3, "detail": ""}])]
+    assert problem_rows(report) == [["odd in a new way", "kept", "it can teach as it is", "1", "3"]]
+
+
 # --- 13.2 ------------------------------------------------------------------------------------------
 
 

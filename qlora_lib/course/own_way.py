@@ -18,9 +18,36 @@ from qlora_lib.cost.memory import FLOAT, adapter_tensors, nf4_bytes, state_bytes
 from qlora_lib.cost.shapes import ModelShape
 from qlora_lib.course.anatomy import Method, anatomy
 from qlora_lib.records import Metric, Train
+from qlora_lib.tasks.own_report import Kind, Report
 
 BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # a weight of a matrix; q8_0: 32 codes and a 16-bit scale a block
 CHECKPOINTS = 2  # are kept at a time
+NOTED = {  # how a note of tasks/own.py begins -> what became of the row, and why
+    "byte order mark": ("mended", "the mark is no part of the text, and is skipped"),
+    "Windows line ends": ("mended", "a carriage return behind a row is no part of it"),
+    "blank line": ("mended", "it holds no row, and is skipped"),
+    "converted from": ("converted", "another common form: its turns became messages"),
+    "the same as an earlier row": ("kept", "it may be meant; it is learned once more"),
+}
+
+
+# --- the file --------------------------------------------------------------------------------------
+
+
+def fate(kind: Kind) -> tuple[str, str]:
+    """(what became of the rows with this problem, why)."""
+    if kind.left_out:
+        first = next((f"; the first: {at['detail']}" for at in kind.first if at["detail"]), "")
+        return "left out", f"it cannot teach{first}"
+    return next((told for start, told in NOTED.items() if kind.what.startswith(start)), ("kept", "it can teach as it is"))
+
+
+def problem_rows(report: Report) -> list[list[str]]:
+    """Rows (what, what the row is, why, times, rows) of what `qlora check` found; of the rows left out, why names the first."""
+    return [
+        [kind.what, *fate(kind), f"{kind.count}", ", ".join(f"{at['row']}" for at in kind.first if at["row"]) or "the whole file"]
+        for kind in report.kinds
+    ]
 
 
 # --- before training -------------------------------------------------------------------------------

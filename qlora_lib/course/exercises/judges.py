@@ -100,6 +100,16 @@ needed = Number(
             answer=lambda: ((Z_LEVEL * 0.25 + Z_POWER * 0.24) / 0.1) ** 2,
         ),
         Mistake(
+            name="the spread of equal models was taken for both",
+            why="A model that wins 60 % has judgements of its own spread, √(p (1 - p)): the half belongs to the level alone.",
+            answer=lambda: ((Z_LEVEL + Z_POWER) * 0.5 / 0.1) ** 2,
+        ),
+        Mistake(
+            name="the spread of the better model was taken for both",
+            why="The level asks what equal models do, and their judgements spread by a half.",
+            answer=lambda: ((Z_LEVEL + Z_POWER) * math.sqrt(0.24) / 0.1) ** 2,
+        ),
+        Mistake(
             name="the rate of the example was taken",
             why="The task asks for 60 %, and not 55.",
             answer=lambda: instructions_needed(55),
