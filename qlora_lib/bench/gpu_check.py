@@ -129,15 +129,15 @@ def run_gpu_check(tiny: bool = False, budget: float = BUDGET, clock: Callable[[]
 # --- one case -------------------------------------------------------------------------------------
 
 
-def work_of(case: Case, dtype: str) -> Work:
+def work_of(case: Case, dtype: str, on: str = "cuda") -> Work:
     rank = config.Lora().rank
-    return Work(SHAPES[case.model], case.method, case.batch, case.length, rank, case.checkpointing, dtype)
+    return Work(SHAPES[case.model], case.method, case.batch, case.length, rank, case.checkpointing, dtype, on)
 
 
 def run_case(case: Case, device: Device, tiny: bool, out_of_time: Callable[[], bool]) -> GpuCase:
     """Predict, then build, train and decode; whatever happens is in the result."""
     free = free_memory(device.on)
-    predicted = predict(work_of(case, device.dtype.name), device.peak, device.bandwidth)
+    predicted = predict(work_of(case, device.dtype.name, device.on), device.peak, device.bandwidth)
     found = GpuCase(
         name=case.name, model=case.model, method=case.method, what=WORDS[case.method],
         parameters_total=SHAPES[case.model].parameters.total, batch=case.batch, length=case.length, steps=STEPS,
