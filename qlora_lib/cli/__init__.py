@@ -13,7 +13,7 @@ import traceback
 
 import click
 
-from qlora_lib.cli import machine, training, use, adapters, own, pages, bench  # noqa: F401, I001  each adds its commands, in this order
+from qlora_lib.cli import machine, plan, audit, training, use, adapters, own, pages, bench  # noqa: F401, I001  each adds its commands, in this order
 from qlora_lib.cli.base import cli
 from qlora_lib.errors import QloraError, one_line
 

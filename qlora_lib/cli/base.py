@@ -36,6 +36,7 @@ def cli(debug: bool) -> None:
     \b
     Examples:
       qlora doctor                        what this machine can do
+      qlora plan --model tinyllama-1.1b --method full --gpu T4      what it would take
       qlora report --profile demo         the whole comparison, ending in a PDF
       qlora train --profile demo --method qlora --out my-run
       qlora eval --model smollm2-135m --task perplexity --data my.txt
