@@ -3,7 +3,8 @@
 How it works: an arm's key is the hash of its settings, of the modules that produce numbers, of the
 identity of its model and data, of the stack's versions and of the arm it derives from. An arm is
 skipped when its folder holds a complete record with that key whose files verify. Everything else
-is run again. An arm that fails does not stop the others; it is named at the end.
+is run again. An arm that fails does not stop the others; it is named at the end. Several processes can
+share a folder of results: an arm that another one runs is left for the end, and its record then taken.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lib import hardware
+from qlora_lib.claimed import FolderBusy, claimed
 from qlora_lib.config import ArmEntry, Profile, Settings
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.job import ADAPTER_DIR, SCRATCH, MODEL_DIR, Job
@@ -26,6 +28,7 @@ from qlora_lib.records import RECORD_NAME, RunRecord, read_record
 
 PACKAGE = Path(__file__).parent
 STDERR = 2
+ASK_AGAIN = 2.0  # seconds, while another run has an arm
 # The modules whose code decides what a record says. The page wing is not among them: a figure's
 # style trains nothing.
 RUN_WING = (
@@ -118,34 +121,51 @@ def run_profile(
     """Run (or take from the cache) every arm of a profile, in order.
 
     Raises ArmFailed at the end when an arm failed; the others' records are kept. An arm that stopped
-    early has a record that says so and did not fail; one that would start from it is left out.
+    early has a record that says so and did not fail; one that would start from it is left out. While another process runs
+    an arm, the others come first; then its record is awaited, and the arm run here if that process ends without one.
     """
     for name in only or []:  # an unknown one is told before hours of work
         if not (arm := profile.arm(name)).runs:
             raise UsageError(f"arm '{name}' of profile '{profile.name}' is declared but does not run: {arm.why}")
     arms = [a for a in profile.arms if a.runs and (only is None or a.name in only)]
-    results, failed, stopped = [], [], []
-    for number, arm in enumerate(arms, 1):
-        say(f"({number}/{len(arms)}) {arm.label}")
-        folder = results_dir(profile.name) / arm.name
-        if arm.derived_from in failed + stopped:
-            source, group = (("failed", failed) if arm.derived_from in failed else ("stopped early", stopped))
-            group.append(arm.name)
-            (folder / RECORD_NAME).unlink(missing_ok=True)  # it would be of other weights
-            say(f"  not run: '{arm.derived_from}', which it starts from, {source}")
-            continue
-        try:
-            result = run_arm(profile, arm, folder, overrides, force)
-        except UsageError:  # a slip in the settings, not this arm's trouble
-            raise
-        except QloraError as e:  # also what cannot be fetched: the other arms may have all they need
-            failed.append(arm.name)
-            say(f"  error: {e}")
-            continue
-        if result.record.status == "stopped":
-            stopped.append(arm.name)
-        results.append(result)
-        say("  " + ("taken from the cache" if result.cached else f"{result.seconds:.0f} s"))
+    results, failed, stopped = {}, [], []
+    waiting = [(number, arm) for number, arm in enumerate(arms, 1)]
+    told: set[str] = set()  # arms of which it was said that another run has them
+    while waiting:
+        busy = []
+        for number, arm in waiting:
+            if arm.name not in told:
+                say(f"({number}/{len(arms)}) {arm.label}")
+            folder = results_dir(profile.name) / arm.name
+            if arm.derived_from in failed + stopped:
+                source, group = (("failed", failed) if arm.derived_from in failed else ("stopped early", stopped))
+                group.append(arm.name)
+                (folder / RECORD_NAME).unlink(missing_ok=True)  # it would be of other weights
+                say(f"  not run: '{arm.derived_from}', which it starts from, {source}")
+                continue
+            try:
+                result = run_arm(profile, arm, folder, overrides, force and arm.name not in told)
+            except FolderBusy as e:  # its record is theirs, unless they end without one
+                if arm.name not in told:
+                    say(f"  left for later: {e.message}")
+                told.add(arm.name)
+                busy.append((number, arm))
+                continue
+            except UsageError:  # a slip in the settings, not this arm's trouble
+                raise
+            except QloraError as e:  # also what cannot be fetched: the other arms may have all they need
+                failed.append(arm.name)
+                say(f"  error: {e}")
+                continue
+            if result.record.status == "stopped":
+                stopped.append(arm.name)
+            results[arm.name] = result
+            again = f"{arm.label}: " if arm.name in told else ""
+            say(f"  {again}" + ("taken from the cache" if result.cached else f"{result.seconds:.0f} s"))
+        if busy and len(busy) == len(waiting):
+            time.sleep(ASK_AGAIN)
+        waiting = busy
+    results = [results[a.name] for a in arms if a.name in results]
     if failed:
         failure = ArmFailed(
             f"{len(failed)} of {len(arms)} arms failed: {', '.join(failed)}",
@@ -168,6 +188,7 @@ def run_arm(
 
     `same_machine=False` goes on with, or takes, what another processor or another version of the stack has left there:
     for a machine that was lost. The record says what the run ended on.
+    Raises FolderBusy where another process is running into `out`.
     """
     begun = time.perf_counter()
     settings = profile.settings(arm, overrides)
@@ -188,13 +209,12 @@ def run_arm(
             record.label = arm.label
             record.write(out)
         return ArmResult(arm, record, True, time.perf_counter() - begun)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise QloraError(f"cannot write to {out}: {e.strerror}", "Give another folder with --out") from None
-    _start_afresh(out, key)
-    before = _same_base(profile, arm, settings, overrides)
-    _spawn(Job(profile.name, arm, settings, out, key, derived, before))
+    with claimed(out):
+        if not force and (record := cached_record(out, key)):  # another process has run it meanwhile
+            return ArmResult(arm, record, True, time.perf_counter() - begun)
+        _start_afresh(out, key)
+        before = _same_base(profile, arm, settings, overrides)
+        _spawn(Job(profile.name, arm, settings, out, key, derived, before))
     record = read_record(out / RECORD_NAME)
     return ArmResult(arm, record, False, time.perf_counter() - begun)
 
