@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qlora_lib.claimed import computing
 from qlora_lib.config import Settings
 from qlora_lib.errors import QloraError
 from qlora_lib.hardware import quiet_logs
 from qlora_lib.job import ADAPTER_DIR, SCRATCH, MODEL_DIR, Job
+from qlora_lib.leaving import Left, leave_with
 from qlora_lib.records import (
     ModelInfo,
     Parameters,
@@ -112,6 +114,7 @@ def run(job: Job) -> RunRecord:
             outcome = train(model, data, s, dtype, on, job.out)
         if outcome.stopped:
             say(f"stopped: {outcome.stopped}")
+            notes.append(outcome.kept)
         elif s.evaluation.perplexity:
             with stages(what):
                 say(f"{what} after training")
@@ -181,7 +184,8 @@ def run(job: Job) -> RunRecord:
         files=files,
     )
     record.write(job.out)
-    shutil.rmtree(job.out / "checkpoints", ignore_errors=True)  # not before: until here they can be resumed
+    if record.status == "complete":  # not before: until here they can be resumed; what stopped keeps its last good one
+        shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
     return record
 
 
@@ -295,11 +299,18 @@ def _model_info(asset, model) -> ModelInfo:
     )
 
 
-def main() -> int:
+def main(with_parent: bool = False) -> int:
+    """Run the job on standard input's first line; `with_parent`: leave when that input ends."""
     quiet_logs()
-    job = Job.from_json(sys.stdin.read())
+    job = Job.from_json(sys.stdin.readline())
+    if with_parent:
+        leave_with(sys.stdin)
     try:
-        run(job)
+        with computing(job.out):
+            run(job)
+    except Left as left:
+        print(f"[{job.arm.name}] left after step {left.step}: the same command goes on from there", file=sys.stderr)
+        return left.exit_code
     except KeyboardInterrupt:
         return 130
     except Exception as e:
@@ -326,4 +337,4 @@ def out_of_memory(e: Exception) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(with_parent=True))

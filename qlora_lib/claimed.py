@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from qlora_lib.errors import QloraError
 
 LOCK_NAME, HOLDER_NAME = ".lock", ".holder"
+ARM_LOCK_NAME = ".arm.lock"  # held by the process that computes, which may outlive the one that started it by a step
 
 
 class FolderBusy(QloraError):
@@ -29,10 +30,13 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises: FolderBusy at once where another process holds it; QloraError for a folder that cannot be written.
     """
     folder = Path(folder)
-    lock = FileLock(folder / LOCK_NAME, timeout=0)
+    lock, arms = (FileLock(folder / name, timeout=0) for name in (LOCK_NAME, ARM_LOCK_NAME))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        with lock:  # nobody's, and neither is the arm's
+            with arms:
+                pass
+            lock.acquire()  # counted: it is kept where the context ends
     except Timeout:
         raise FolderBusy(
             f"another run{_holder(folder)} is writing into {folder}", "Wait until it is done, or give another folder"
@@ -45,6 +49,19 @@ def claimed(folder: Path) -> Iterator[None]:
     finally:
         (folder / HOLDER_NAME).unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def computing(folder: Path) -> Iterator[None]:
+    """Hold `folder` for the process that computes in it, started by one that has claimed it.
+
+    Raises FolderBusy where the process of an earlier run is still about to end.
+    """
+    try:
+        with FileLock(Path(folder) / ARM_LOCK_NAME, timeout=0):
+            yield
+    except Timeout:
+        raise FolderBusy(f"an earlier run has not yet left {folder}", "Wait a moment and run again") from None
 
 
 def _holder(folder: Path) -> str:

@@ -29,6 +29,7 @@ from qlora_lib.records import RECORD_NAME, RunRecord, read_record
 PACKAGE = Path(__file__).parent
 STDERR = 2
 ASK_AGAIN = 2.0  # seconds, while another run has an arm
+LEAVE_SECONDS = 120  # for an arm to end its step and write a checkpoint
 # The modules whose code decides what a record says. The page wing is not among them: a figure's
 # style trains nothing.
 RUN_WING = (
@@ -324,15 +325,18 @@ def _spawn(job: Job) -> None:
     env = os.environ | hardware.threads_environment(runtime.threads, runtime.keep_freed_memory)
     env.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several, Trainer would multiply the batch by them
     command = [sys.executable, "-m", "qlora_lib.arm"]
-    # Not sys.stderr: a notebook or a test may have put an object there that is no file.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=STDERR, env=env, text=True) as child:
+    # Not sys.stderr: a notebook or a test may have put an object there that is no file. A group of its own, so that Ctrl-C
+    # comes to it from here, once. Its input stays open: the arm leaves when that ends.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=STDERR, env=env, text=True, process_group=0) as child:
         try:
-            child.communicate(job.to_json())
-        except BaseException:  # Ctrl-C reaches the child too; a signal to this process alone does not
+            _tell(child, job)
+            child.wait()
+        except BaseException:  # Ctrl-C, or SIGTERM's SystemExit
+            child.terminate()
             try:
-                child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                child.terminate()
+                child.wait(timeout=LEAVE_SECONDS)
+            except BaseException:  # the second Ctrl-C, or too long a step
+                child.kill()
             raise
     code = child.returncode
     if code < 0:
@@ -343,10 +347,20 @@ def _spawn(job: Job) -> None:
         )
     if code == 130:
         raise KeyboardInterrupt
+    if code == 143:
+        raise ArmFailed(f"arm '{job.arm.name}' was asked to end by SIGTERM", "Run again: it goes on from its last checkpoint")
     if code:
         failure = ArmFailed(f"arm '{job.arm.name}' failed", "Its own message stands above")
         failure.exit_code, failure.told = (2 if code == 2 else 1), True
         raise failure
+
+
+def _tell(child: subprocess.Popen, job: Job) -> None:
+    try:
+        child.stdin.write(job.to_json() + "\n")
+        child.stdin.flush()
+    except BrokenPipeError:  # it ended at once; its exit code says more
+        pass
 
 
 def _hash(data: bytes) -> str:

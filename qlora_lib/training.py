@@ -1,14 +1,16 @@
 """One loop for full fine-tuning, LoRA and QLoRA, on transformers' Trainer; it emits data only.
 
 How it works: Trainer runs the steps; a callback times each one (evaluation, logging and saving
-left out), follows the allocator through one of them, and stops at a loss that is not finite.
+left out), follows the allocator through one of them, and stops at a loss that is not finite or has diverged.
 Every arm gets the same windows in the same order, and each window scores the same tokens.
 Checkpoints are resumed only when the marker that is written last is there; it also holds what was
-measured so far, so that the record of a resumed run is of all its steps.
+measured so far, so that the record of a resumed run is of all its steps. Asked to leave (Ctrl-C, SIGTERM), the
+run ends its step, writes a checkpoint and raises `Left`.
 """
 
 import json
 import math
+import shutil
 import statistics
 import sys
 import time
@@ -27,6 +29,7 @@ from qlora_lib.fast.install import install
 from qlora_lib.fast.loss import IGNORED
 from qlora_lib.fast.optimizer import FusedAdamW8bit
 from qlora_lib.hardware import DType
+from qlora_lib.leaving import Leaving, Left
 from qlora_lib.metrics.memory import (
     StepMeter,
     gradient_bytes,
@@ -41,6 +44,7 @@ from qlora_lib.task_data import TaskTokens
 
 METERED_STEP = 2  # or the first longer one after it: optimizer states exist, nothing is new any more
 COMPLETE = "complete.json"  # written last into a checkpoint
+DIVERGED_STEPS, DIVERGED_TIMES = 5, 2  # so many steps in a row above so many times the loss of the first, or of knowing nothing
 
 # Paged optimizers move states between GPU and host memory; without CUDA there is nowhere to page to.
 UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
@@ -50,6 +54,7 @@ UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
 class Outcome:
     train: Train
     stopped: str | None  # why it ended early
+    kept: str = ""  # which checkpoint is left of a run that ended early
 
 
 def choose_optimizer(wanted: str, on: str) -> tuple[str, str]:
@@ -113,7 +118,7 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
         train_dataset=batches.train,
         eval_dataset=batches.validation,
         data_collator=batches.collate,
-        callbacks=[meter, _Progress(steps), _MarkComplete(meter)],
+        callbacks=[meter, _Progress(steps), _MarkComplete(meter), _Leave(leaving := Leaving())],
     )
     for callback in (ProgressCallback, PrinterCallback):  # they print to standard output
         trainer.remove_callback(callback)
@@ -121,7 +126,10 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
         trainer.labels_per_example = batches.learned_per_example()
     meter.optimizer = lambda: trainer.optimizer
     reset_peak(on)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with leaving:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if leaving.asked is not None:
+        raise Left(leaving.asked, trainer.state.global_step)
     peak, which = meter.peak_memory()
     # Mixed precision wraps `forward` in place; what is measured next is the model as it is deployed.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -131,7 +139,10 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
     seconds_per_step = statistics.median(timed)
     tokens, learned = zip(*batches.tokens_by_step(per_step))
     column = lambda key: [float(entry[key]) for entry in logs if key in entry]  # noqa: E731
-    stopped = meter.stopped
+    stopped, kept = meter.stopped, ""
+    if stopped:
+        good = keep_good_checkpoint(out, meter.bad_from)
+        kept = f"kept of the run that stopped: {good.relative_to(out)}" if good else "no checkpoint was written before the run went wrong"
     losses = [x for x in column("loss") if math.isfinite(x)]
     result = Train(
         steps=len(losses),
@@ -156,7 +167,7 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
         response_tokens=sum(learned[: len(losses)]) if data.info.task is not None else None,
         fast_path=fast,
     )
-    return Outcome(result, stopped)
+    return Outcome(result, stopped, kept)
 
 
 def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps: int, out: Path, resumes: bool = False):
@@ -196,7 +207,7 @@ def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps:
 
 
 class _Meter(TrainerCallback):
-    """Times every step, follows the allocator through one, and stops at a loss that is not finite."""
+    """Times every step, follows the allocator through one, and stops at a loss that is not finite or has diverged."""
 
     def __init__(self, on: str, meter_tensors: bool, metered_step: int = METERED_STEP) -> None:
         self.on, self.metered_step = on, metered_step
@@ -207,6 +218,7 @@ class _Meter(TrainerCallback):
         self.peak_tensor_bytes: int | None = None
         self.gradient_bytes: int | None = None
         self.stopped: str | None = None
+        self.bad_from = 0  # the first step after which the weights may be bad, of a run that stopped
         self.optimizer = None  # set once there is one
 
     def on_train_begin(self, args, state, control, **_):
@@ -228,11 +240,19 @@ class _Meter(TrainerCallback):
             self.peak_tensor_bytes = self._resident + self.step_meter.stop()
             self.disturbed.add(len(self.seconds) - 1)
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(self, args, state, control, logs=None, model=None, **_):
         for name in ("loss", "eval_loss"):
             if not math.isfinite((logs or {}).get(name, 0.0)):
-                self.stopped = self.stopped or f"{name} was not a finite number at step {state.global_step}"
-                control.should_training_stop = True
+                self._stop(f"{name} was not a finite number at step {state.global_step}", state.global_step - 1, control)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        if diverged(losses, getattr(model.config, "vocab_size", 1)):
+            text = f"the loss has diverged: above {DIVERGED_TIMES} times that of the first step for {DIVERGED_STEPS} steps, at step"
+            self._stop(f"{text} {state.global_step}", state.global_step - DIVERGED_STEPS, control)
+
+    def _stop(self, why: str, bad_from: int, control) -> None:
+        if not self.stopped:
+            self.stopped, self.bad_from = why, bad_from
+        control.should_training_stop, control.should_save = True, False
 
     def _now(self) -> float:
         if self.on == "cuda":
@@ -288,6 +308,34 @@ def newest_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint under `out` whose marker says that it was written to its end."""
     marked = [p.parent for p in (Path(out) / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")]
     return max(marked, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+class _Leave(TrainerCallback):
+    """Ends training after the step in which the process was asked to leave, with a checkpoint."""
+
+    def __init__(self, leaving: Leaving) -> None:
+        self.leaving = leaving
+
+    def on_step_end(self, args, state, control, **_):
+        if self.leaving.asked is not None:
+            control.should_save = control.should_training_stop = True
+
+
+def diverged(losses: list[float], vocabulary: int) -> bool:
+    """Whether the last steps are all far above the first one, and above knowing nothing (ln of the vocabulary)."""
+    last = losses[-DIVERGED_STEPS:]
+    return len(losses) > DIVERGED_STEPS and min(last) > DIVERGED_TIMES * max(losses[0], math.log(vocabulary))
+
+
+def keep_good_checkpoint(out: Path, bad_from: int) -> Path | None:
+    """The newest checkpoint of a step before `bad_from`; those from there on are removed.
+
+    A step's loss is of the weights that the step before left, so where step n has a bad one, those of n - 1 may be bad.
+    """
+    for folder in (Path(out) / "checkpoints").glob("checkpoint-*"):
+        if int(folder.name.split("-")[1]) >= bad_from:
+            shutil.rmtree(folder, ignore_errors=True)
+    return newest_checkpoint(out)
 
 
 class _Progress(TrainerCallback):

@@ -76,15 +76,25 @@ def test_what_a_killed_shell_had_begun_the_other_ends(sweep, tiny_model):
     profile, start = sweep
     first, second = start(), start()
     begun = first.stdout.readline().strip()
-    assert second.stdout.readline().strip() not in ("", begun)  # it took another arm
+    taken = second.stdout.readline().strip()
+    assert taken not in ("", begun)  # it took another arm
     os.kill(first.pid, signal.SIGKILL)
     lost = [begun, *first.communicate()[0].split()]
     out, err = second.communicate(timeout=120)
-    assert second.returncode == 0 and "left for later: another run (process" in err, err
-    kept = records(profile)
-    assert all(r.status == "complete" for r in kept.values())
-    assert lost[-1] in out.split()  # what was under way is run again; what the first had finished is not
-    assert not set(lost[:-1]) & set(out.split())
+    assert second.returncode == 0, err
+    assert all(r.status == "complete" for r in records(profile).values())
+    assert {arm.name for arm in profile.arms} - set(lost[:-1]) <= {taken, *out.split(), lost[-1]}
+    assert not set(lost[:-1]) & set(out.split())  # what the first had finished is not run again
+
+
+def test_an_arm_that_another_run_has_is_left_for_the_end_and_run_where_that_gives_none(sweep, tiny_model):
+    profile, start = sweep
+    with claimed(results_dir(profile.name) / profile.arms[1].name):
+        shell = start()
+        ran = [shell.stdout.readline().strip() for _ in profile.arms[1:]]  # all others, while this one is held
+    out, err = shell.communicate(timeout=120)
+    assert [*ran, *out.split()] == [profile.arms[i].name for i in (0, 2, 3, 4, 1)] + ["done"]
+    assert f"left for later: another run (process {os.getpid()} on " in err
 
 
 def test_a_folder_is_held_by_one_and_the_other_is_told_who(tmp_path):

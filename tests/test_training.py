@@ -1,6 +1,10 @@
 """The loop against direct computations, and against itself after an interruption."""
 
 import json
+import math
+import os
+import re
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +16,7 @@ from qlora_lib import training
 from qlora_lib.data import training_order
 from qlora_lib.errors import QloraError
 from qlora_lib.hardware import DType
+from qlora_lib.leaving import Left
 from qlora_lib.metrics.perplexity import token_nll
 
 one_thread = tiny.one_thread
@@ -271,7 +276,91 @@ def test_a_rate_that_is_far_too_high_does_not_crash(tmp_path):
     assert outcome.stopped or outcome.train.loss[-1] > outcome.train.loss[0]
 
 
+def poisoned(out, bad_step: int, times: float, **settings):
+    """A full fine-tuning whose loss is multiplied from `bad_step` on, with a checkpoint at every step."""
+    _, s = tiny.arm("full")
+    model, steps = tiny.trainable("full", s), []
+
+    def spoil(module, args, output):
+        if model.training:
+            steps.append(1)
+            return output * (times if len(steps) >= bad_step else 1.0)
+
+    model.model.norm.register_forward_hook(spoil)
+    return train(out, "full", model, train__save_every=1, train__eval_every=50, **settings)[0]
+
+
+def test_the_last_checkpoint_before_a_bad_loss_is_kept(tmp_path):
+    outcome = poisoned(tmp_path, bad_step=4, times=math.nan, train__max_steps=8)
+    assert outcome.stopped == "loss was not a finite number at step 4"
+    # Step 4 has the loss of what step 3 left, so 2 is the newest whose weights are known to be good.
+    assert outcome.kept == "kept of the run that stopped: checkpoints/checkpoint-2"
+    assert [p.name for p in (tmp_path / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert training.newest_checkpoint(tmp_path).name == "checkpoint-2"
+
+
+def test_a_loss_that_diverges_stops_the_run_and_one_that_rises_does_not(tmp_path):
+    far = poisoned(tmp_path / "far", bad_step=3, times=1e3, train__max_steps=30, train__learning_rate=1e-9)
+    assert re.match("the loss has diverged: above 2 times that of the first step for 5 steps, at step 7$", far.stopped)
+    assert "checkpoint-1" in far.kept or "no checkpoint" in far.kept
+    near = poisoned(tmp_path / "near", bad_step=3, times=1.5, train__max_steps=12, train__learning_rate=1e-9)
+    assert near.stopped is None and near.train.steps == 12
+
+
+@pytest.mark.parametrize("losses, vocabulary, said", [
+    ([2.0] + [9.0] * 5, 8, True), ([2.0] + [9.0] * 4, 8, False), ([2.0] + [9.0] * 4 + [3.0], 8, False),
+    ([2.0] + [9.0] * 5, 50_000, False), ([2.0] + [22.0] * 5, 50_000, True), ([9.0] * 6, 8, False), ([], 8, False),
+])  # fmt: skip
+def test_diverged_is_far_above_the_start_and_above_knowing_nothing(losses, vocabulary, said):
+    assert training.diverged(losses, vocabulary) is said
+
+
 # --- interruption and resumption
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_asked_to_leave_it_ends_the_step_with_a_checkpoint(tmp_path, reference, monkeypatch, number, code):
+    before = signal.getsignal(number)
+
+    def ask(self, args, state, control, **_):
+        if state.global_step == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Progress, "on_step_begin", ask, raising=False)
+        with pytest.raises(Left) as left:
+            train(tmp_path, "qlora")  # which saves none by itself
+    assert (left.value.exit_code, left.value.step) == (code, 3) and signal.getsignal(number) is before
+    assert training.newest_checkpoint(tmp_path).name == "checkpoint-3"
+    resumed, model = train(tmp_path, "qlora")
+    whole, expected = reference["qlora"]
+    assert resumed.train.resumed_from_step == 3 and numbers(resumed) == numbers(whole)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters()))
+
+
+def test_asked_in_the_last_step_it_keeps_that_too(tmp_path, reference):
+    def ask(self, args, state, control, **_):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Progress, "on_step_begin", ask, raising=False)
+        with pytest.raises(Left):
+            train(tmp_path, "lora")
+    resumed, _ = train(tmp_path, "lora")
+    assert resumed.train.resumed_from_step == 6 and numbers(resumed) == numbers(reference["lora"][0])
+
+
+def test_asked_twice_it_leaves_at_once(tmp_path):
+    def ask(self, args, state, control, **_):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Progress, "on_step_begin", ask, raising=False)
+        with pytest.raises(KeyboardInterrupt) as left:
+            train(tmp_path, "lora")
+    assert not isinstance(left.value, Left) and training.newest_checkpoint(tmp_path) is None
 
 
 def interrupted(out, method, after, **settings):
