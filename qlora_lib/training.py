@@ -8,9 +8,7 @@ measured so far, so that the record of a resumed run is of all its steps. Asked 
 run ends its step, writes a checkpoint and raises `Left`.
 """
 
-import json
 import math
-import shutil
 import statistics
 import sys
 import time
@@ -22,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qlora_lib.batches import make_batches, training_examples
+from qlora_lib.checkpoints import FOLDER, keep_good_checkpoint, measured_until, newest_checkpoint, seal, step_of
 from qlora_lib.config import Settings
 from qlora_lib.data import LanguageData
 from qlora_lib.errors import QloraError
@@ -38,12 +37,10 @@ from qlora_lib.metrics.memory import (
     reset_peak,
     training_resident_bytes,
 )
-from qlora_lib.paths import write_atomic
 from qlora_lib.records import Optimizer, Train
 from qlora_lib.task_data import TaskTokens
 
 METERED_STEP = 2  # or the first longer one after it: optimizer states exist, nothing is new any more
-COMPLETE = "complete.json"  # written last into a checkpoint
 DIVERGED_STEPS, DIVERGED_TIMES = 5, 2  # so many steps in a row above so many times the loss of the first, or of knowing nothing
 
 # Paged optimizers move states between GPU and host memory; without CUDA there is nowhere to page to.
@@ -105,7 +102,7 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
     fast = install(model) if settings.runtime.fast else []
     meter = _Meter(on, settings.runtime.meter_tensors and steps >= METERED_STEP, batches.longest_step(per_step, METERED_STEP))
     if checkpoint:
-        meter.restore((checkpoint / COMPLETE).read_text())
+        meter.restore(measured_until(checkpoint))
     arguments = _arguments(settings, optimizer, dtype, on, steps, out, resumes=checkpoint is not None)
     kind_of_optimizer = None  # as the arguments say
     if fast and on == "cpu" and optimizer == "adamw_8bit":
@@ -163,7 +160,7 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
         grad_norm=[x for x in column("grad_norm") if math.isfinite(x)][: len(losses)],
         optimizer=Optimizer(requested=t.optimizer, ran=optimizer, why=why, state_bytes=optimizer_bytes(trainer.optimizer.optimizer)),
         gradient_bytes=meter.gradient_bytes,
-        resumed_from_step=int(checkpoint.name.split("-")[1]) if checkpoint else None,
+        resumed_from_step=step_of(checkpoint) if checkpoint else None,
         response_tokens=sum(learned[: len(losses)]) if data.info.task is not None else None,
         fast_path=fast,
     )
@@ -173,7 +170,7 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
 def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps: int, out: Path, resumes: bool = False):
     t = settings.train
     return TrainingArguments(
-        output_dir=str(Path(out) / "checkpoints"),
+        output_dir=str(Path(out) / FOLDER),
         max_steps=steps,
         per_device_train_batch_size=t.batch_size,
         per_device_eval_batch_size=t.eval_batch_size,
@@ -273,20 +270,18 @@ class _Meter(TrainerCallback):
         peak, which = peak_memory(self.on)
         return max(peak, self.peak_before), which
 
-    def saved(self) -> str:
+    def saved(self) -> dict:
         """What was measured so far, for the marker of a checkpoint."""
-        return json.dumps(
-            {
-                "seconds": self.seconds,
-                "disturbed": sorted(self.disturbed),
-                "peak_before": self.peak_memory()[0],
-                "peak_tensor_bytes": self.peak_tensor_bytes,
-                "gradient_bytes": self.gradient_bytes,
-            }
-        )
+        return {
+            "seconds": self.seconds,
+            "disturbed": sorted(self.disturbed),
+            "peak_before": self.peak_memory()[0],
+            "peak_tensor_bytes": self.peak_tensor_bytes,
+            "gradient_bytes": self.gradient_bytes,
+        }
 
-    def restore(self, text: str) -> None:
-        for name, value in json.loads(text).items():
+    def restore(self, saved: dict) -> None:
+        for name, value in saved.items():
             setattr(self, name, set(value) if name == "disturbed" else value)
 
 
@@ -301,13 +296,7 @@ class _MarkComplete(TrainerCallback):
     def on_save(self, args, state, control, **_):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
-            write_atomic(folder / COMPLETE, self.meter.saved())
-
-
-def newest_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint under `out` whose marker says that it was written to its end."""
-    marked = [p.parent for p in (Path(out) / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")]
-    return max(marked, key=lambda p: int(p.name.split("-")[1]), default=None)
+            seal(folder, self.meter.saved())
 
 
 class _Leave(TrainerCallback):
@@ -325,17 +314,6 @@ def diverged(losses: list[float], vocabulary: int) -> bool:
     """Whether the last steps are all far above the first one, and above knowing nothing (ln of the vocabulary)."""
     last = losses[-DIVERGED_STEPS:]
     return len(losses) > DIVERGED_STEPS and min(last) > DIVERGED_TIMES * max(losses[0], math.log(vocabulary))
-
-
-def keep_good_checkpoint(out: Path, bad_from: int) -> Path | None:
-    """The newest checkpoint of a step before `bad_from`; those from there on are removed.
-
-    A step's loss is of the weights that the step before left, so where step n has a bad one, those of n - 1 may be bad.
-    """
-    for folder in (Path(out) / "checkpoints").glob("checkpoint-*"):
-        if int(folder.name.split("-")[1]) >= bad_from:
-            shutil.rmtree(folder, ignore_errors=True)
-    return newest_checkpoint(out)
 
 
 class _Progress(TrainerCallback):

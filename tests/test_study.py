@@ -347,7 +347,7 @@ def test_a_changed_model_changes_the_key(make_profile, tmp_path):
 NO_NUMBERS = {  # reached from arm.py, and yet no part of a key
     "assets/__init__.py", "cost/__init__.py", "fast/__init__.py", "judges/__init__.py", "metrics/__init__.py", "tasks/__init__.py",  # names only
     "errors.py", "paths.py", "records.py",  # words, places, and the form of a record, which is checked when read
-    "checking.py", "claimed.py", "leaving.py",
+    "checking.py", "checkpoints.py", "claimed.py", "leaving.py",
     "evaluation.py", "judges/endpoint.py", "judges/local.py", "judges/transport.py", "trained_on.py",  # no arm asks such a judge
     "config.py",  # what it decides is in the settings, and they are in the key
     "assets/checks.py", "assets/hub.py", "assets/package_index.py", "assets/resolve.py", "assets/store.py",  # bytes, by hash

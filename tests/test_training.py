@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import re
 import signal
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import tiny
 import torch
 
 from qlora_lib import training
+from qlora_lib.checkpoints import COMPLETE, measured_until, newest_checkpoint, seal
 from qlora_lib.data import training_order
 from qlora_lib.errors import QloraError
 from qlora_lib.hardware import DType
@@ -205,7 +207,7 @@ def test_the_stock_stack_resumes_bit_for_bit_too(tmp_path):
     whole, _ = train(tmp_path / "whole", "qlora", train__max_steps=4, **settings)
     train(tmp_path / "parts", "qlora", train__max_steps=4, **settings)
     checkpoints = tmp_path / "parts" / "checkpoints"
-    assert (checkpoints / "checkpoint-2" / training.COMPLETE).is_file()
+    assert (checkpoints / "checkpoint-2" / COMPLETE).is_file()
     again, _ = train(tmp_path / "parts", "qlora", train__max_steps=4, **settings)
     assert again.train.resumed_from_step == 2 and numbers(again) == numbers(whole)
 
@@ -296,7 +298,7 @@ def test_the_last_checkpoint_before_a_bad_loss_is_kept(tmp_path):
     # Step 4 has the loss of what step 3 left, so 2 is the newest whose weights are known to be good.
     assert outcome.kept == "kept of the run that stopped: checkpoints/checkpoint-2"
     assert [p.name for p in (tmp_path / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
-    assert training.newest_checkpoint(tmp_path).name == "checkpoint-2"
+    assert newest_checkpoint(tmp_path).name == "checkpoint-2"
 
 
 def test_a_loss_that_diverges_stops_the_run_and_one_that_rises_does_not(tmp_path):
@@ -331,7 +333,7 @@ def test_asked_to_leave_it_ends_the_step_with_a_checkpoint(tmp_path, reference, 
         with pytest.raises(Left) as left:
             train(tmp_path, "qlora")  # which saves none by itself
     assert (left.value.exit_code, left.value.step) == (code, 3) and signal.getsignal(number) is before
-    assert training.newest_checkpoint(tmp_path).name == "checkpoint-3"
+    assert newest_checkpoint(tmp_path).name == "checkpoint-3"
     resumed, model = train(tmp_path, "qlora")
     whole, expected = reference["qlora"]
     assert resumed.train.resumed_from_step == 3 and numbers(resumed) == numbers(whole)
@@ -360,7 +362,7 @@ def test_asked_twice_it_leaves_at_once(tmp_path):
         patch.setattr(training._Progress, "on_step_begin", ask, raising=False)
         with pytest.raises(KeyboardInterrupt) as left:
             train(tmp_path, "lora")
-    assert not isinstance(left.value, Left) and training.newest_checkpoint(tmp_path) is None
+    assert not isinstance(left.value, Left) and newest_checkpoint(tmp_path) is None
 
 
 def interrupted(out, method, after, **settings):
@@ -401,22 +403,59 @@ def test_resuming_inside_accumulated_and_checkpointed_steps(tmp_path):
 
 def test_a_checkpoint_without_its_marker_is_ignored(tmp_path, reference):
     interrupted(tmp_path, "lora", after=5)
-    newest = training.newest_checkpoint(tmp_path)
+    newest = newest_checkpoint(tmp_path)
     assert newest.name == "checkpoint-4"
-    (newest / training.COMPLETE).unlink()
+    (newest / COMPLETE).unlink()
     (tmp_path / "checkpoints" / "checkpoint-10").mkdir()
-    assert training.newest_checkpoint(tmp_path).name == "checkpoint-2"
+    assert newest_checkpoint(tmp_path).name == "checkpoint-2"
     resumed, _ = train(tmp_path, "lora", train__save_every=2)
     assert resumed.train.resumed_from_step == 2 and numbers(resumed) == numbers(reference["lora"][0])
-    assert training.newest_checkpoint(tmp_path / "nowhere") is None
+    assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_the_newest_checkpoint_is_by_number(tmp_path):
     for step in (8, 10, 9):
         folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
-        (folder / training.COMPLETE).write_text("{}")
-    assert training.newest_checkpoint(tmp_path).name == "checkpoint-10"
+        seal(folder, {})
+    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+DAMAGE = {
+    "truncated": lambda folder: os.truncate(folder / "optimizer.pt", 100),
+    "altered": lambda folder: (folder / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes()[:-1] + b"?"),
+    "removed": lambda folder: (folder / "rng_state.pth").unlink(),
+    "no marker": lambda folder: (folder / COMPLETE).unlink(),
+    "half a marker": lambda folder: os.truncate(folder / COMPLETE, 40),
+    "another file's marker": lambda folder: (folder / COMPLETE).write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, reference, capfd, damage):
+    interrupted(tmp_path, "lora", after=5)
+    DAMAGE[damage](tmp_path / "checkpoints" / "checkpoint-4")
+    capfd.readouterr()
+    resumed, _ = train(tmp_path, "lora", train__save_every=2)
+    assert resumed.train.resumed_from_step == 2 and numbers(resumed) == numbers(reference["lora"][0])
+    assert ("checkpoint-4 is passed over: " in capfd.readouterr().err) == (damage != "no marker")
+
+
+def test_a_checkpoint_that_runs_code_when_read_is_refused(tmp_path):
+    """Its marker fits, as an attacker would write it; Trainer reads its states with `weights_only=True`."""
+    interrupted(tmp_path, "lora", after=5)
+    folder, witness = tmp_path / "checkpoints" / "checkpoint-4", tmp_path / "it ran"
+
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(witness),)
+
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save(Attack(), folder / name)
+    seal(folder, measured_until(folder))
+    with pytest.raises(pickle.UnpicklingError):
+        train(tmp_path, "lora", train__save_every=2)
+    assert not witness.exists()
 
 
 def test_nothing_is_printed_on_standard_output(tmp_path, capfd):
