@@ -10,11 +10,13 @@ MODULES = {
     "05": "comparison",
     "06": "inference",
     "07": "faults",
+    "08": "planning",
     "09": "figures",
     "10": "instructions",
     "11": "tasks",
     "12": "judges",
     "13": "own_data",
+    "14": "audit",
 }
 
 
