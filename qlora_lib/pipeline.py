@@ -86,21 +86,26 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
             html = [e.html for e in executed]
             parts += [Stage(e.name, e.seconds, e.cached) for e in executed]
     with stage("figures"):
-        from qlora_lib.figures import draw_all, draw_benches, draw_studies
+        from qlora_lib.figures import draw_all, draw_benches, draw_costs, draw_studies
         from qlora_lib.report.benches import read_benches
         from qlora_lib.studies import studies_of
+        from qlora_lib.validation import committed_validation, read_validation
 
         source_kind, folder = "committed" if committed else "own", figures_dir(profile.name)
         benches = read_benches(next(iter(records.values())).model.name, source_kind)
         studies = studies_of(profile.name, source_kind)
+        validation = read_validation(committed_validation()) if committed_validation().is_file() else None
         drawn = draw_all(records, folder) + draw_benches(benches, folder) + draw_studies(studies, records, folder)
+        drawn += draw_costs(validation, folder)
         _copy_talk_figures(profile.name)
     with stage("pdf"):
+        from qlora_lib.claims.record import read_committed as read_audit
         from qlora_lib.report import build_report
 
         pdf = build_report(
-            profile.name, records, drawn, report_dir() / f"{profile.name}.pdf", source=source, benches=benches, studies=studies
-        )
+            profile.name, records, drawn, report_dir() / f"{profile.name}.pdf", source=source, benches=benches, studies=studies,
+            validation=validation, audit=read_audit(),
+        )  # fmt: skip
     print(f"\n{to_text(stages)}", file=sys.stderr, flush=True)
     if failure is not None:
         raise QloraError(f"{failure.message}; the pages show what is there: {pdf}", failure.hint)

@@ -178,8 +178,6 @@ REFERENCES: dict[str, Cell] = {
         "guide.quality": "98%",  # of full fine-tuning
         "guide.degradation": "0.2–0.5%",
         "guide.double_quantization": "0.4–3%",  # of memory
-        "guide.largest": "65",  # billion parameters, with less memory than
-        "guide.memory": "16",  # GB
     }),
     **_references(DEMO, {"demo.memory": "8"}),  # GB
     **_references(QWEN, {"qwen.ranks": "4, 8, 16"}),

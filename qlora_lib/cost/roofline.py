@@ -130,7 +130,7 @@ def training_share(work: Workload, card: Card) -> Range | None:
 def share_reached(point: TrainingSpeed) -> float:
     """Of the card's peak, by a published step: its hardware FLOPs over its seconds."""
     flops = step_flops(
-        MODELS[point.model].shape, point.method, point.batch, point.length, point.rank,
+        MODELS[point.model].shape, point.method, point.batch, point.length, point.rank, point.targets,
         gradient_checkpointing=point.checkpointing, accumulation=point.accumulation,
     ).hardware_flops  # fmt: skip
     return flops / point.seconds / gpu_card(point.card).peaks[point.dtype][0]

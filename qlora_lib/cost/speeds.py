@@ -7,7 +7,7 @@ share is computed by this library's own limit. Of the card itself where there is
 the highest of all cards. Nothing here was measured by this project.
 
 The torchtune figures are for compiled models and packed batches of 2 x 2048 tokens; its configurations for one device
-give rank 8, all linear layers and checkpointing. The study's are for the stock stack in Colab; it states a T4 for its
+give rank 8 and checkpointing; QLoRA adapts all linear layers there, LoRA queries and values. The study's are for the stock stack in Colab; it states a T4 for its
 FLOPs and no other card, and whether it used checkpointing is not stated.
 """
 
@@ -39,6 +39,7 @@ class TrainingSpeed:
     dtype: str
     seconds: float  # of an optimizer step
     source: str
+    targets: str | tuple[str, ...] = "all-linear"
 
     @property
     def quantized(self) -> bool:
@@ -64,8 +65,9 @@ class DecodeSpeed:
 
 def _torchtune(method: str, tokens_per_second: float) -> TrainingSpeed:
     return TrainingSpeed(
-        "RTX 4090", "llama3.1-8b", method, 2, 2048, 1, 8, True, "bf16", 2 * 2048 / tokens_per_second, TORCHTUNE
-    )
+        "RTX 4090", "llama3.1-8b", method, 2, 2048, 1, 8, True, "bf16", 2 * 2048 / tokens_per_second, TORCHTUNE,
+        ("q_proj", "v_proj") if method == "lora" else "all-linear",
+    )  # fmt: skip
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qlora_lib.bench.record import BenchRecord
 from qlora_lib.figures import bench, bench_scaling, comparison, quality, sweep_quality, sweeps, tasks, training
+from qlora_lib.figures import validation as validating
 from qlora_lib.figures.comparison import draw_comparison, draw_radar
 from qlora_lib.figures.parts import NothingToDraw
 from qlora_lib.figures.quality import draw_quality_against_bytes, draw_quantization_alone
@@ -20,10 +21,12 @@ from qlora_lib.paths import write_atomic
 from qlora_lib.records import RunRecord
 from qlora_lib.style import METADATA, Figure, render
 from qlora_lib.studies import Studies
+from qlora_lib.validation.published_gpu import compare_all
+from qlora_lib.validation.record import ValidationRecord
 
 __all__ = [
     "BENCH_FIGURES", "DrawnFigure", "FIGURES", "NothingToDraw", "STUDY_FIGURES", "draw_all", "draw_benches", "draw_comparison",
-    "draw_loss_curves", "draw_memory_breakdown", "draw_quality_against_bytes", "draw_quantization_alone", "draw_radar",
+    "draw_costs", "draw_loss_curves", "draw_memory_breakdown", "draw_quality_against_bytes", "draw_quantization_alone", "draw_radar",
     "draw_studies", "left_out",
 ]  # fmt: skip
 
@@ -195,7 +198,34 @@ def draw_studies(
     return drawn
 
 
-def _save(folder: Path, name: str, formats: tuple[str, ...], kind: Kind | BenchKind | StudyKind, *shown) -> DrawnFigure:
+@dataclass(frozen=True)
+class CostKind:
+    """One kind of figure of the memory model's errors: how it is drawn and described."""
+
+    draw: Callable[..., Figure]
+    alt: Callable[..., str]
+    caption: str
+
+
+COST_FIGURES = ("validation", "validation-published")
+
+
+def draw_costs(
+    record: ValidationRecord | None, folder: Path, formats: tuple[str, ...] = ("svg", "pdf", "png")
+) -> list[DrawnFigure]:
+    """The same for the memory model: against what was measured (none without a record), and against others' figures."""
+    folder, drawn = Path(folder), []
+    measured, published = COST_FIGURES
+    if record is None or not record.of():
+        _remove(folder, measured)
+    else:
+        kind = CostKind(validating.draw_validation, validating.validation_alt, validating.CAPTION)
+        drawn.append(_save(folder, measured, formats, kind, record))
+    kind = CostKind(validating.draw_published, validating.published_alt, validating.PUBLISHED_CAPTION)
+    return [*drawn, _save(folder, published, formats, kind, compare_all())]
+
+
+def _save(folder: Path, name: str, formats: tuple[str, ...], kind: Kind | BenchKind | StudyKind | CostKind, *shown) -> DrawnFigure:
     figure = kind.draw(*shown)
     for file_format in formats:
         write_atomic(folder / f"{name}.{file_format}", render(figure, file_format))

@@ -135,6 +135,7 @@ def _shared_key(parameters: dict[str, str], records: dict[str, RunRecord]) -> st
         "parameters": parameters,
         "code": {str(p.relative_to(PACKAGE)): _hash(p.read_bytes()) for p in sorted(code)},
         "records": {arm: _hash(record.to_json().encode()) for arm, record in records.items()},
+        "committed": {p.name: _hash(p.read_bytes()) for p in sorted(committed_records("").glob("*.json"))},
         "versions": hardware.versions(),
         "cpu": hardware.cpu_name(),
     }

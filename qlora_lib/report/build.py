@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import typst
 
 from qlora_lib import published
+from qlora_lib.claims.record import AuditRecord
 from qlora_lib.config import load_profile, profile_names
 from qlora_lib.errors import QloraError
 from qlora_lib.paths import report_dir, write_atomic
 from qlora_lib.records import RunRecord
-from qlora_lib.report import guide, quantities, speed, sweeps, tasks
+from qlora_lib.report import audit as claims
+from qlora_lib.report import costs, guide, quantities, speed, sweeps, tasks
 from qlora_lib.report.appendix import appendix
 from qlora_lib.report.benches import Benches
 from qlora_lib.report.captions import all_captions
@@ -33,6 +35,7 @@ from qlora_lib.report.tables import all_tables, choice_rows
 from qlora_lib.report.values import Store
 from qlora_lib.report.verdicts import all_verdicts
 from qlora_lib.studies import Studies
+from qlora_lib.validation.record import ValidationRecord
 
 if TYPE_CHECKING:
     from qlora_lib.figures import DrawnFigure
@@ -56,16 +59,18 @@ def build_report(
     data_json: Path | None = None,
     benches: Benches | None = None,
     studies: Studies | None = None,
+    validation: ValidationRecord | None = None,
+    audit: AuditRecord | None = None,
 ) -> Path:
     """Write the PDF of `records`, atomically, and the data it prints beside it; returns `out_pdf`.
 
     `source` says where the records come from (the sentence of `records.records_of`); `template` is
     the folder of the Typst files, by default the checkout's report/; `data_json` where the data goes,
     by default report/<profile>/data.json; `benches` what `qlora bench` found for this model; `studies` the
-    sweeps and task arms that stand beside the profile's own. Raises QloraError on any warning or error of Typst.
+    sweeps and task arms that stand beside the profile's own; `validation` and `audit` the records of these. Raises QloraError on any warning or error of Typst.
     """
     template = Path(template or report_dir())
-    data = report_data(profile, records, figures, template, title, subtitle, source, benches, studies)
+    data = report_data(profile, records, figures, template, title, subtitle, source, benches, studies, validation, audit)
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     write_atomic(Path(data_json or report_dir() / profile / "data.json"), text)
     stamp = max(datetime.fromisoformat(r.provenance.finished) for r in records.values())
@@ -86,17 +91,20 @@ def report_data(
     source: str = "",
     benches: Benches | None = None,
     studies: Studies | None = None,
+    validation: ValidationRecord | None = None,
+    audit: AuditRecord | None = None,
 ) -> dict[str, Any]:
     """All that the template reads: values by key, and the text, tables and pictures that name them."""
     if not records:
         raise QloraError(f"no records to report for profile '{profile}'", f"Run: qlora run --profile {profile}")
-    store = Store(dict(records), _rates_searched(profile), benches, studies)
+    store = Store(dict(records), _rates_searched(profile), benches, studies, validation, audit)
     quantities.define(store)
     speed.define(store)
     for part in (sweeps, tasks, guide):
         part.define(store)
     slots = all_sentences(store) | all_verdicts(store) | speed.all_sentences(store)
     slots |= sweeps.all_sentences(store) | tasks.all_sentences(store) | guide.all_sentences(store)
+    slots |= costs.all_sentences(store) | claims.all_sentences(store)
     drawn = [figure.name for figure in figures]
     finished = max(r.provenance.finished for r in records.values())
     data = {
@@ -114,14 +122,18 @@ def report_data(
             name: [{"lead": lead, "pieces": parse(text, store)} for lead, text in paragraphs]
             for name, paragraphs in slots.items()
         },
-        "tables": all_tables(store) | speed.all_tables(store) | sweeps.all_tables(store) | tasks.all_tables(store),
+        "tables": {name: table for part in (all_tables, *(p.all_tables for p in (speed, sweeps, tasks, costs, claims)))
+                   for name, table in part(store).items()},
         "speed": speed.shown(store),
         "sweeps": sweeps.shown(store, drawn) | {"any": bool(store.studies.sweeps)},
         "tasks": tasks.shown(store, drawn),
+        "costs": costs.shown(store, drawn),
         "claims": guide.claims(store),
+        "audit": claims.shown(store),
         "choices": choice_rows(store),
         "captions": all_captions(store) | {
-            name: parse(text, store) for name, text in (sweeps.captions(store, drawn) | tasks.captions(store, drawn)).items()
+            name: parse(text, store)
+            for part in (sweeps, tasks, costs) for name, text in part.captions(store, drawn).items()
         },
         "figures": {f.name: {"path": f"/figures/{f.name}.svg", "alt": f.alt} for f in figures},
         "appendix": appendix(store),

@@ -12,6 +12,11 @@ from typing import Any
 NOT_MEASURED = "not measured"
 NBSP = "\u00a0"
 KIB, MIB, GIB = 2**10, 2**20, 2**30
+# A second cue beside the colour, of the audit's verdicts and the planner's.
+MARKS = {
+    "holds": "✓", "holds under an assumption": "◐", "does not hold": "✗", "cannot be checked here": "?",
+    "fits": "✓", "tight": "◐", "does not fit": "✗",
+}  # fmt: skip
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -51,6 +56,11 @@ def _signed(digits: int, scale: float = 1.0, unit: str = "") -> Callable[[float]
 
 def _interval(one: Callable[[float], str]) -> Callable[[tuple[float, float]], str]:
     return lambda pair: f"[{one(pair[0])},{NBSP}{one(pair[1])}]"
+
+
+def _range(one: Callable[[float], str]) -> Callable[[tuple[float, float]], str]:
+    """Two ends that read alike are one figure."""
+    return lambda pair: one(pair[0]) if one(pair[0]) == one(pair[1]) else f"{one(pair[0])} to {one(pair[1])}"
 
 
 def _plain(x: Any) -> str:
@@ -121,6 +131,10 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "power": _power,
     "mib": lambda x: _fixed(1 if x >= 10 * MIB else 2)(x / MIB),
     "mib_unit": _bytes_with_unit,
+    "mib_range": _range(lambda x: _fixed(1 if x >= 10 * MIB else 2)(x / MIB)),
+    "gib": lambda x: _fixed(2)(x / GIB),
+    "gib1_range": _range(lambda x: _fixed(1)(x / GIB)),
+    "gib2_unit": lambda x: f"{_fixed(2)(x / GIB)}{NBSP}GiB",
     "gib_unit": lambda x: f"{_fixed(1)(x / GIB)}{NBSP}GiB",
     "tflop": lambda x: significant(x / 1e12),
     "gflop_unit": lambda x: f"{significant(x / 1e9)}{NBSP}GFLOP",
@@ -130,6 +144,9 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "ms_unit": lambda x: f"{significant(1e3 * x)}{NBSP}ms",
     "gbs_unit": lambda x: f"{significant(x / 1e9)}{NBSP}GB/s",
     "rate": significant,
+    "percent_range": _range(lambda x: f"{_minus(f'{100 * x:.0f}')}%"),
+    "fits": lambda verdict: f"{MARKS[verdict]}{NBSP}{'no' if verdict == 'does not fit' else verdict}",
+    "mark": lambda verdict: f"{MARKS[verdict]}{NBSP}{verdict}",
     "date": _date,
     "short": lambda text: text[:12],  # of a hash
 }

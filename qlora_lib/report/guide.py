@@ -1,7 +1,7 @@
 """The practical guide and the two smaller write-ups: what each claims or advises, beside what was measured here.
 
 How it works: advice is a sentence with its evidence in it, chosen by sweeps.py's judgement and left out where nothing was
-measured. A claim is a row of (what the document says, what was found here).
+measured. A claim is a row of (what the document says, what was found here, its ids in the audit).
 """
 
 from typing import Any
@@ -10,7 +10,6 @@ from qlora_lib import sensitivity as judge
 from qlora_lib import sweeps
 from qlora_lib.report import phrases, reading
 from qlora_lib.report import sweeps as words
-from qlora_lib.report.derive import named
 from qlora_lib.report.formats import NOT_MEASURED
 from qlora_lib.report.segments import parse
 from qlora_lib.report.sentences import Paragraph
@@ -24,12 +23,6 @@ from qlora_lib.report.sweep_values import (
 from qlora_lib.report.values import Store
 
 
-@named
-def gb_at_four_bits(billions: float) -> float:
-    """Weights alone, of as many billion parameters, in GB."""
-    return billions / 2
-
-
 def define(s: Store) -> None:
     """Decoding with an adapter against the same base without one."""
     for path, name in (("generation.latency_seconds", "latency"), ("generation.tokens_per_second", "decode")):
@@ -38,7 +31,6 @@ def define(s: Store) -> None:
     sizes = ("base-nf4dq.size_bytes.quantization_state", "base-nf4.size_bytes.quantization_state")
     s.derive("guide.saved-state", "difference", [sizes[1], sizes[0]], "mib")
     s.derive("guide.saved-share", "reduction", [f"{a}.size_bytes.total" for a in ("base-nf4dq", "base-nf4")], "percent")
-    s.derive("guide.largest-weights", "gb_at_four_bits", ["reference.guide.largest"], "decimal1")
 
 
 def all_sentences(s: Store) -> dict[str, list[Paragraph]]:
@@ -189,16 +181,21 @@ def _join(*texts: str | None) -> str:
     return _or(" ".join(t for t in texts if t))
 
 
-def _of_demo(s: Store) -> list[tuple[str, str]]:
+def _ids(*ids: str) -> str:
+    return ", ".join(f"{{#{id}}}" for id in ids)
+
+
+def _of_demo(s: Store) -> list[tuple[str, str, str]]:
     batch = words.batch(s) if s.studies.sweeps else []
     return [
-        ("Memory: 4-bit quantization significantly reduces memory …", _join(_memory(s))),
+        ("Memory: 4-bit quantization significantly reduces memory …", _join(_memory(s)), _ids("demo-07")),
         ("… but increases sensitivity to learning rate and optimizer settings.",
-         _join(words.rate_verdict(s), words.optimizer_verdict(s)) if s.studies.sweeps else _or(None)),
+         _join(words.rate_verdict(s), words.optimizer_verdict(s)) if s.studies.sweeps else _or(None),
+         _ids("demo-08", "demo-09")),
         ("Throughput: one device gives access but limits the batch and slows convergence.",
-         _or(" ".join(batch) if batch and NOT_MEASURED not in batch[0] else None)),
-        ("LoRA reduces the cost of training …", _join(phrases.step_time(s, "lora", "full"), _cheaper(s))),
-        ("… but its adapters are an indirection at inference.", _join(*(indirection(s, *pair) for pair in (("lora", "base"), ("qlora", "base-nf4dq"))))),
+         _or(" ".join(batch) if batch and NOT_MEASURED not in batch[0] else None), _ids("demo-10", "demo-11")),
+        ("LoRA reduces the cost of training …", _join(phrases.step_time(s, "lora", "full"), _cheaper(s)), _ids("demo-12")),
+        ("… but its adapters are an indirection at inference.", _join(*(indirection(s, *pair) for pair in (("lora", "base"), ("qlora", "base-nf4dq")))), _ids("demo-13")),
     ]  # fmt: skip
 
 
@@ -228,28 +225,30 @@ def indirection(s: Store, adapted: str, base: str) -> str | None:
     return f"{name} generates {'slower' if way == 'higher' else 'faster'} than its base without an adapter: {rates}."
 
 
-def _of_guide(s: Store) -> list[tuple[str, str]]:
+def _of_guide(s: Store) -> list[tuple[str, str, str]]:
     axes = settings_of(s)
 
     def of(name: str) -> str:
         return _or(words.outcome(s, axes[name], name) if name in axes else None)
 
     return [
-        ("Rank {reference.guide.rank}", of("rank")),
-        ("Alpha {reference.guide.alpha}", of("alpha")),
-        ("Dropout {reference.guide.dropout}", of("dropout")),
-        ("Adapters in the attention’s four projections only", _or(words.modules_verdict(s) if axes else None)),
-        ("NF4 …", _join(*(phrases.format_cost(s, arm, name) for arm, name in (("base-nf4", "NF4"), ("base-fp4", "FP4")) if arm in s.records))),
+        ("Rank {reference.guide.rank}", of("rank"), _ids("guide-settings-01")),
+        ("Alpha {reference.guide.alpha}", of("alpha"), _ids("guide-settings-02")),
+        ("Dropout {reference.guide.dropout}", of("dropout"), _ids("guide-settings-03")),
+        ("Adapters in the attention’s four projections only", _or(words.modules_verdict(s) if axes else None), _ids("guide-mechanism-06", "across-02")),
+        ("NF4 …", _join(*(phrases.format_cost(s, arm, name) for arm, name in (("base-nf4", "NF4"), ("base-fp4", "FP4")) if arm in s.records)),
+         _ids("guide-settings-04", "guide-nf4-03")),
         ("… with double quantization, which saves {reference.guide.double_quantization} of memory and no performance",
-         _or(_double(s))),
-        ("Gradient checkpointing to save memory", _or(checkpointing(s))),
-        ("Gradient accumulation to simulate large batches", of("tokens-tuned")),
-        ("LoRA trains slightly faster than QLoRA", _or(phrases.step_time(s, "qlora", "lora"))),
+         _or(_double(s)), _ids("guide-memory-09", "guide-mechanism-02")),
+        ("Gradient checkpointing to save memory", _or(checkpointing(s)), _ids("guide-settings-06")),
+        ("Gradient accumulation to simulate large batches", of("tokens-tuned"), _ids("guide-settings-05")),
+        ("LoRA trains slightly faster than QLoRA", _or(phrases.step_time(s, "qlora", "lora")), _ids("guide-quality-04")),
         ("QLoRA reaches {reference.guide.quality} of full fine-tuning’s quality, or loses {reference.guide.degradation}",
-         _or(_quality(s))),
+         _or(_quality(s)), _ids("guide-quality-01", "guide-quality-02")),
         ("Paged optimizers move state to the CPU",
          "Not measured: without a GPU there is nothing to page from. Where pages were asked for, a plain 8-bit optimizer ran."
-         if all(r.provenance.device == "cpu" for r in s.records.values()) else _or(None)),
+         if all(r.provenance.device == "cpu" for r in s.records.values()) else _or(None),
+         _ids("guide-mechanism-03", "guide-mechanism-04")),
     ]  # fmt: skip
 
 

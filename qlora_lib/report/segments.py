@@ -1,4 +1,4 @@
-"""Text with holes: literals that hold no figure, and values, references and emphasis between them.
+"""Text with holes: literals that hold no figure, and values, references, claims and emphasis between them.
 
 How it works: `parse` cuts "QLoRA needs {qlora.train.seconds@seconds_unit}, see {@table-training}" into
 pieces that Typst prints one by one. A value comes from the store, so an unknown name fails here; a
@@ -31,9 +31,9 @@ def check_no_figure(text: str) -> None:
 
 
 def parse(template: str, store: Store) -> list[dict[str, str]]:
-    """Pieces of a template: {"text"}, {"value": key}, {"ref": label} or {"emph"} each.
+    """Pieces of a template: {"text"}, {"value": key}, {"ref": label}, {"claim": id} or {"emph"} each.
 
-    A fifth piece, {"raw"}, is made elsewhere: a name that the records use, such as an arm's.
+    A sixth piece, {"raw"}, is made elsewhere: a name that the records use, such as an arm's.
     """
     pieces = []
     for i, part in enumerate(re.split(r"\{([^{}]+)\}", template)):
@@ -44,6 +44,8 @@ def parse(template: str, store: Store) -> list[dict[str, str]]:
                     pieces.append({"emph" if j % 2 else "text": plain})
         elif part.startswith("@"):
             pieces.append({"ref": part[1:]})
+        elif part.startswith("#"):
+            pieces.append({"claim": part[1:]})
         else:
             store.use(part)
             pieces.append({"value": part})
@@ -53,6 +55,6 @@ def parse(template: str, store: Store) -> list[dict[str, str]]:
 def plain(pieces: list[dict[str, str]], store: Store) -> str:
     """The pieces as they will read, for tests and logs."""
     return "".join(
-        store.get(p["value"]).text if "value" in p else p.get("text") or p.get("emph") or "…"
+        store.get(p["value"]).text if "value" in p else p.get("text") or p.get("emph") or p.get("claim") or "…"
         for p in pieces
     )

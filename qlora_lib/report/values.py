@@ -8,6 +8,7 @@ How it works: text and tables name values by key, and the `Store` makes a value 
     bench.<allocator>.<path>[@format]    of `qlora bench`:         bench.keep.settings.repeats
     sweep.<arm>.<path>, task.<arm>.<path>, swept.<arm>.<path>     of a sweep, a task's arm, a sweep on a task
     <any name given to `derive`>         computed from other keys by a function of derive.py
+    <any name given to `put`>            of a page wing that has no records of runs: predicted, validated, audited
 
 An arm that did not run, or a null field, gives a value that prints "not measured". A name that is no
 field, no cell and no derived value is an error, so a slip of the pen cannot reach the page.
@@ -20,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from qlora_lib import analysis
 from qlora_lib.analysis import Aspect
+from qlora_lib.claims.record import AuditRecord
 from qlora_lib.errors import QloraError, nearest
 from qlora_lib.published import REFERENCES, TABLES, Cell
 from qlora_lib.records import RunRecord
@@ -27,8 +29,11 @@ from qlora_lib.report.benches import ALLOCATORS, Benches, check_path, flat
 from qlora_lib.report.derive import FUNCTIONS
 from qlora_lib.report.formats import FORMATS, NOT_MEASURED, show
 from qlora_lib.studies import Studies
+from qlora_lib.validation.record import ValidationRecord
 
-Kind = Literal["measured", "published", "setting", "derived"]
+# predicted: by qlora_lib.cost, an error of it included; audited: words and counts of the audit; named: a name or a count
+# of cases beside them
+Kind = Literal["measured", "published", "setting", "derived", "predicted", "audited", "named"]
 
 # The arms that the text speaks of. A profile may name its arms otherwise: see `Store.arm`.
 ROLES = (
@@ -81,8 +86,12 @@ class Store:
         rates_searched: bool = False,
         benches: Benches | None = None,
         studies: Studies | None = None,
+        validation: ValidationRecord | None = None,
+        audit: AuditRecord | None = None,
     ):
         self.records = records
+        self.validation = validation
+        self.audit = audit
         self.benches = benches or {}
         self.studies = studies or Studies()
         self.rates_searched = rates_searched  # whether each method's learning rate was chosen by a search
@@ -141,6 +150,14 @@ class Store:
         if self.values.setdefault(key, value) != value:
             raise QloraError(f"the report derives '{key}' in two ways")
         return value
+
+    def put(self, key: str, number: Any, form: str, kind: Kind, source: dict[str, Any]) -> str:
+        """Name a value that is neither a record's field nor computed from others; `source` says where to find it again.
+        Returns the key."""
+        value = Value(key, show(number, form), kind, source | {"format": form}, number)
+        if self.values.setdefault(key, value) != value:
+            raise QloraError(f"the report has two values '{key}'")
+        return key
 
     def use(self, key: str) -> Value:
         """`get`, for printing: only used values go into the report's data."""

@@ -71,29 +71,29 @@ def _points(s: Store) -> tuple[list[Paragraph], list[Paragraph]]:
 def agreement(s: Store) -> list[Paragraph]:
     """Each finding of the study about QLoRA against full fine-tuning, and what this run says of it."""
     findings = [
-        ("Model size.", "lower", "{published.12.model size.improvement}",
+        ("Model size.", "study-memory-06", "lower", "{published.12.model size.improvement}",
          reading.amount(s, "size-ratio.qlora.full"), "{size-change.qlora.full}"),
-        ("Operations of a step.", "lower", "{published.12.flops per step.improvement}",
+        ("Operations of a step.", "study-flops-04", "lower", "{published.12.flops per step.improvement}",
          reading.amount(s, "flops-ratio.qlora.full"), "{flops-change.qlora.full}"),
-        ("Utilization.", "lower", "{published.12.mfu.qlora} against {published.12.mfu.standard}",
+        ("Utilization.", "study-mfu-05", "lower", "{published.12.mfu.qlora} against {published.12.mfu.standard}",
          reading.amount(s, "mfu-ratio.qlora.full"), "{qlora.mfu} against {full.mfu}"),
-        ("Time of a training step.", "higher",
+        ("Time of a training step.", "study-time-03", "higher",
          "{published.9.time per step.qlora} against {published.9.time per step.standard} s",
          reading.step_time(s, "qlora", "full"), "{step-time-change.qlora.full}"),
-        ("Time of generation.", "higher",
+        ("Time of generation.", "study-decode-02", "higher",
          "{published.12.inference time.qlora} against {published.12.inference time.standard} s",
          reading.latency(s, "qlora", "full"), "{latency-change.qlora.full}"),
-        ("Perplexity.", "higher", "{published.10.change.qlora}",
+        ("Perplexity.", "study-quality-01", "higher", "{published.10.change.qlora}",
          reading.perplexity(s, "qlora", "full"), "{perplexity-change.qlora.full}"),
     ]  # fmt: skip
     text = []
-    for lead, stated, printed, found, here in findings:
+    for lead, id, stated, printed, found, here in findings:
         outcome = {
             None: "this run did not measure it.",
             "same": f"in this run no difference is shown ({here}).",
             stated: f"so it is in this run ({here}).",
         }.get(found, f"in this run it is {found} ({here}).")
-        text.append((lead, f"The study finds it {stated} with QLoRA ({printed}); {outcome}"))
+        text.append((lead, f"The study finds it {stated} with QLoRA ({printed}, claim {{#{id}}}); {outcome}"))
     return text
 
 
@@ -113,7 +113,7 @@ def study_speed(s: Store) -> list[Paragraph]:
         " The same comparison goes one way with the stock stack and the other with this library ({@sec-speed}), so it is a "
         "finding about an implementation and not about 4-bit weights." if turned_round(s) else ""
     )  # fmt: skip
-    return [("", f"It says that QLoRA is slower in training and in generation.{here}{both}")]
+    return [("", f"It says that QLoRA is slower in training and in generation (claims {{#study-time-03}} and {{#study-decode-02}}).{here}{both}")]
 
 
 def limits(s: Store) -> list[Paragraph]:
