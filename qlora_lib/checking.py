@@ -15,8 +15,24 @@ from pydantic import BaseModel, ValidationError
 from qlora_lib.errors import UsageError, nearest
 
 
+MOST_VALUES = 100_000  # of a file with its aliases written out: a few lines of aliases of aliases can stand for billions
+MOST_BITS = 1024  # of a whole number
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number and a key given twice is an error."""
+    """Safe YAML in which 1e-4 is a number; a key given twice, a value within itself and a bomb of aliases are errors."""
+
+    def compose_document(self):
+        node = super().compose_document()
+        if _written_out(node, {}) > MOST_VALUES:
+            raise yaml.composer.ComposerError(None, None, f"its aliases stand for more than {MOST_VALUES} values", node.start_mark)
+        return node
+
+    def construct_yaml_int(self, node):
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > MOST_BITS:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number has too many digits", node.start_mark)
+        return value
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
@@ -28,6 +44,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for; each node is looked at once."""
+    if id(node) not in known:
+        known[id(node)] = -1  # being looked at
+        inside = [n for pair in node.value for n in pair] if isinstance(node, yaml.MappingNode) else node.value
+        many = isinstance(node, yaml.CollectionNode)
+        known[id(node)] = 1 + (sum(_written_out(n, known) for n in inside) if many else 0)
+    elif known[id(node)] < 0:
+        raise yaml.composer.ComposerError(None, None, "a value holds itself", node.start_mark)
+    return known[id(node)]
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),

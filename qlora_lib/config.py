@@ -9,6 +9,7 @@ valid one. Precedence, lowest first: defaults here, the profile, the arm, `--set
 import fnmatch
 import re
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from qlora_lib.checking import dotted_keys, parse_yaml, set_dotted, validate
 from qlora_lib.errors import UsageError, nearest
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
+MOST_ARMS = 1000  # of a profile: a few lists of values multiply to more than can be looked at, let alone run
 
 Method = Literal["base", "full", "lora", "qlora"]
 Format = Literal["none", "int8", "nf4", "fp4"]
@@ -149,11 +151,14 @@ class Sweep(Section):
     vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
 
+    def count(self) -> int:
+        return prod(len(values) for values in self.vary.values()) * len(self.seeds)
+
     def arms(self) -> list[ArmEntry]:
         return [self._arm(values, seed) for values in product(*self.vary.values()) for seed in self.seeds]
 
     def _arm(self, values: tuple, seed: int) -> ArmEntry:
-        shown = [f"{v:g}" if isinstance(v, float) else "-".join(v) if isinstance(v, list) else str(v) for v in values]
+        shown = [f"{v:g}" if isinstance(v, float) else "-".join(map(str, v)) if isinstance(v, list) else str(v) for v in values]
         return ArmEntry(
             name=re.sub(r"[^a-z0-9._-]+", "-", f"{'-'.join([self.name, *shown])}-s{seed}".lower()),
             label=f"{self.label}, {', '.join(shown)}, seed {seed}",
@@ -187,6 +192,8 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _arms_fit(self):
+        if len(self.arms) + sum(sweep.count() for sweep in self.sweeps) > MOST_ARMS:
+            raise ValueError(f"its sweeps make more than {MOST_ARMS} arms")
         self.arms = self.arms + [arm for sweep in self.sweeps for arm in sweep.arms()]
         names = [a.name for a in self.arms]
         if len(set(names)) != len(names):

@@ -23,7 +23,9 @@ class UsageError(QloraError):
 
 
 def one_line(text: str) -> str:
-    return " ".join(str(text).split())
+    """The text without line ends, safe for a terminal: what does not print stands as its code."""
+    line = " ".join(str(text).split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def nearest(name: str, valid) -> str:

@@ -141,7 +141,7 @@ def read_chats(source: str) -> list[Messages]:
             rows = rows if isinstance(rows, list) else [rows]
         except json.JSONDecodeError:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise UsageError(f"the messages in {source} are no JSON: {e}", 'Write one {"role": "user", "content": "..."} a line') from None
     chats = [row["messages"] for row in rows if isinstance(row, dict) and "messages" in row] or [rows]
     if not rows or (len(chats) != len(rows) and chats != [rows]):

@@ -15,6 +15,14 @@ def project_root() -> Path:
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
+def users_path(name: str | Path) -> Path:
+    """What a user named, `~` as a home folder; as it stands where that home is nobody's."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def cache_dir() -> Path:
     """`$QLORA_CACHE`, or the platform's cache folder for this user."""
     if override := os.environ.get("QLORA_CACHE"):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from qlora_lib.claimed import FolderBusy, claimed
 from qlora_lib.config import ArmEntry, Profile, Settings
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.job import ADAPTER_DIR, SCRATCH, MODEL_DIR, Job
-from qlora_lib.paths import results_dir
+from qlora_lib.paths import results_dir, users_path
 from qlora_lib.records import RECORD_NAME, RunRecord, read_record
 
 PACKAGE = Path(__file__).parent
@@ -274,7 +275,7 @@ def _data_identity(name: str) -> str:
     if name in {spec.name for spec in registered_data()}:
         asset = resolve_data_files(name)
         return f"{asset.source} {asset.revision}"
-    path = Path(name).expanduser()
+    path = users_path(name)
     if path.exists():
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         return _hash("".join(f"{p.name} {_hash(p.read_bytes())} " for p in files).encode())
@@ -360,7 +361,8 @@ def _tell(child: subprocess.Popen, job: Job) -> None:
         child.stdin.write(job.to_json() + "\n")
         child.stdin.flush()
     except BrokenPipeError:  # it ended at once; its exit code says more
-        pass
+        with suppress(BrokenPipeError):  # of what is still to be written
+            child.stdin.close()
 
 
 def _hash(data: bytes) -> str:

@@ -10,6 +10,7 @@ renderer has a sans-serif font; identifiers are hashed with a fixed salt, and no
 
 import io
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -75,7 +76,17 @@ def render(figure: Figure, file_format: str) -> bytes:
     out = io.BytesIO()
     with page_style():
         figure.savefig(out, format=file_format, dpi=DPI, metadata=METADATA[file_format])
-    return out.getvalue()
+    return _numbered(out.getvalue()) if file_format == "svg" else out.getvalue()
+
+
+def _numbered(svg: bytes) -> bytes:
+    """Names of markers, clips and hatches by their order: matplotlib hashes what may hold an address in memory."""
+    names: dict[bytes, bytes] = {}
+
+    def number(match: re.Match) -> bytes:
+        return names.setdefault(match[0], match[1] + b"%d" % (len(names) + 1))
+
+    return re.sub(rb"(?<=[\"#])([a-z])[0-9a-f]{10}(?=[\")])", number, svg)
 
 
 @dataclass(frozen=True)

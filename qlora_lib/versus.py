@@ -112,6 +112,8 @@ def whole_prompt(example: Example) -> str:
 def read_outputs(path: Path, instructions: list[str]) -> list[str | None]:
     """Answers of an AlpacaEval file (a JSON list of {"instruction", "output"}) to these instructions; None where it has none."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(0, "no regular file")
         rows = json.loads(path.read_text(encoding="utf-8"))
         known = {row["instruction"]: row["output"] for row in rows}
         if not all(isinstance(text, str) for pair in known.items() for text in pair):
@@ -120,7 +122,7 @@ def read_outputs(path: Path, instructions: list[str]) -> list[str | None]:
         raise UsageError(
             f"no baseline '{path}': {e.strerror}", "Give base, reference, or a JSON file of answers in AlpacaEval's format"
         ) from None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise QloraError(
             f"{path} holds no answers in AlpacaEval's format ({type(e).__name__}: {e!s:.80})",
             'Expected a JSON list like [{"instruction": "...", "output": "..."}]',
@@ -136,15 +138,14 @@ class _Kept:
 
     def __init__(self, path: Path | None, generator: str) -> None:
         self.path, self.generator, self.rows = path, generator, []  # rows of other generators stay in the file
+        self.known: dict[str, str] = {}
         if path is not None and path.is_file():
             try:
                 self.rows = json.loads(path.read_text(encoding="utf-8"))
                 ours = [row for row in self.rows if row["generator"] == generator and isinstance(row["output"], str)]
-            except (OSError, ValueError, KeyError, TypeError):
+                self.known = {row["instruction"]: row["output"] for row in ours}
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 raise UsageError(f"{path} holds no answers in AlpacaEval's format", "Move it away, or give another folder with --out") from None
-        else:
-            ours = []
-        self.known = {row["instruction"]: row["output"] for row in ours}
 
     def add(self, instruction: str, output: str, dataset: str) -> None:
         self.rows.append({"instruction": instruction, "output": output, "generator": self.generator, "dataset": dataset})

@@ -244,7 +244,7 @@ def test_estimates_give_back_the_published_steps(point):
     card = gpu_card(point.card)
     work = Workload(
         MODELS[point.model].shape, point.method, point.batch, point.length, accumulation=point.accumulation, rank=point.rank,
-        checkpointing=point.checkpointing, dtype=point.dtype, device="cuda",
+        targets=point.targets, checkpointing=point.checkpointing, dtype=point.dtype, device="cuda",
     )  # fmt: skip
     low, high = step_time(work, card).estimate
     assert low * 0.999 <= point.seconds <= high * 1.001

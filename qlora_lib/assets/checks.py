@@ -42,7 +42,10 @@ def check_model_dir(folder: Path, what: str) -> list[str]:
         hint = "Save it with save_pretrained (safetensors), or choose another model"
         raise bad(f"{why}; expected safetensors", hint)
     index = _json(folder / "model.safetensors.index.json", what)
-    shards = {folder / name for name in index.get("weight_map", {}).values()} if index else set()
+    placed = index.get("weight_map", {}) if index else {}
+    if not isinstance(placed, dict) or not all(isinstance(n, str) and Path(n).name == n for n in placed.values()):
+        raise bad("is damaged: model.safetensors.index.json names no files of this folder", "Fetch or copy it again")
+    shards = {folder / name for name in placed.values()}
     if lacking := sorted(p.name for p in shards if not p.is_file()):
         raise bad(f"lacks {len(lacking)} of its files ({lacking[0]})", "Fetch or copy it again")
     for path in weights:
@@ -70,10 +73,10 @@ def safetensors_damage(path: Path) -> str | None:
             return "is a git-lfs pointer, not the file (run: git lfs pull)"
     try:
         header, start = safetensors_header(path)
-        ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
-    except (ValueError, KeyError, TypeError):
+        expected = start + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return "has no safetensors header"
-    size, expected = path.stat().st_size, start + max(ends, default=0)
+    size = path.stat().st_size
     return None if size == expected else f"has {size} bytes, expected {expected}"
 
 
@@ -95,7 +98,7 @@ def _json(path: Path, what: str) -> dict | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise QloraError(f"{what} is damaged: {path.name} is not JSON", "Fetch or copy it again")

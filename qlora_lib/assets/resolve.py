@@ -14,7 +14,7 @@ from qlora_lib.assets.store import (
     clear_disk_errors, digest, entry_manifest, make_once, noted_hashes,
 )  # fmt: skip
 from qlora_lib.errors import UsageError, nearest
-from qlora_lib.paths import cache_dir
+from qlora_lib.paths import cache_dir, users_path
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 CONVERTED = "Converted from a GGUF file: its weights are as coarse as they are there."
@@ -31,7 +31,7 @@ def resolve_model(name_or_path: str | Path, progress: bool = True) -> ModelAsset
     name = str(name_or_path).strip()
     if name in MODELS:
         return _registered_model(MODELS[name], progress)
-    path = Path(name).expanduser()
+    path = users_path(name)
     with clear_disk_errors(path):
         if name and path.is_dir():
             return _local_folder(path.resolve())
@@ -97,7 +97,7 @@ def is_cached(name: str) -> bool:
         if isinstance(source, HubRepo):
             return cached_snapshot(source) is not None
         return not entry_manifest(*_model_entry(source)).damaged()
-    path = Path(name).expanduser()
+    path = users_path(name)
     if path.is_file():
         return not entry_manifest(*_gguf_entry(_file_sha256(path.resolve()))).damaged()
     if not path.is_dir() and (match := HUB_ID.fullmatch(name)):
@@ -187,5 +187,5 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _is_reference(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = users_path(name)
     return path.exists() or _looks_like_path(name) or bool(HUB_ID.fullmatch(name))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qlora_lib.cli.base import FORMATS, cli, json_option, print_json, use_threads
+from qlora_lib.cli.base import FORMATS, Number, cli, json_option, print_json, use_threads
 from qlora_lib.errors import QloraError, UsageError
 
 DTYPES = click.Choice(["auto", "fp32", "fp16", "bf16"])
@@ -26,8 +26,8 @@ ADAPTER = click.Path(path_type=Path)
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
 @click.option("--system", metavar="TEXT", help="System message of the chat; implies --chat.")
 @click.option("--max-new-tokens", default=100, show_default=True, type=click.IntRange(1))
-@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
-@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--temperature", default=0.0, show_default=True, type=Number(0), help="0 is greedy.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 @click.option("--dtype", type=DTYPES, default="auto", show_default=True)
 @json_option
 def generate(as_json, prompt, messages, interactive, chat, system, max_new_tokens, temperature, seed, **options) -> None:

@@ -1,6 +1,7 @@
 """What every command shares: the group, common options, JSON and threads."""
 
 import json
+import math
 import os
 
 import click
@@ -8,6 +9,14 @@ import click
 from qlora_lib.errors import nearest
 
 FORMATS = click.Choice(["none", "int8", "nf4", "fp4"])
+
+
+class Number(click.FloatRange):
+    """A finite number: no range of click's refuses nan."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is no finite number.", param, ctx)
 
 
 class Group(click.Group):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qlora_lib.cli.base import cli, json_option, print_json, use_threads
+from qlora_lib.cli.base import Number, cli, json_option, print_json, use_threads
 
 
 @cli.command()
@@ -25,7 +25,7 @@ from qlora_lib.cli.base import cli, json_option, print_json, use_threads
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The record.  [default: results/bench.json]")
 @click.option("--gpu-check", is_flag=True, help="Random weights on a CUDA GPU, against predictions; no download.")
 @click.option("--tiny", is_flag=True, help="With --gpu-check: on any device, at a size whose numbers mean nothing.")
-@click.option("--budget", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Of --gpu-check.  [default: 300]")
+@click.option("--budget", type=Number(0, min_open=True), metavar="SECONDS", help="Of --gpu-check.  [default: 300]")
 @json_option
 def bench(as_json, allocator, quick, out, gpu_check, tiny, budget, **options) -> None:
     """This library against the stock stack: training, decoding, perplexity, in turns; ratios and the machine's limits.

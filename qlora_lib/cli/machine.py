@@ -2,20 +2,28 @@
 
 import click
 
-from qlora_lib.cli.base import cli, json_option, print_json
+from qlora_lib.cli.base import cli, json_option, print_json, profile_option
 
 
 @cli.command()
+@profile_option
+@click.option("--deep", is_flag=True, help="Also compare the content of what is kept, not its size alone.")
 @json_option
-def doctor(as_json: bool) -> None:
-    """Device, dtype and why, what bitsandbytes can do here, memory, disk, cache, versions.
+def doctor(profile: str, deep: bool, as_json: bool) -> None:
+    """What this machine can do, and what would go wrong here: each line with ! is advice.
+
+    Device and dtype, memory against the profile's needs, disks and folders, damaged or interrupted downloads,
+    checkpoints and records, versions, bitsandbytes, threads, network settings. Nothing is fetched or changed.
+    docs/TROUBLESHOOTING.md explains the messages of what does go wrong.
 
     \b
-    Example: qlora doctor
+    Examples:
+      qlora doctor
+      qlora doctor --profile t4-tinyllama-wikitext2 --deep
     """
     from qlora_lib.doctor import examine
 
-    found = examine()
+    found = examine(profile, deep)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from qlora_lib.cli.base import cli, json_option, print_json, use_threads
+from qlora_lib.cli.base import Number, cli, json_option, print_json, use_threads
 from qlora_lib.errors import QloraError
 
 
@@ -13,7 +13,7 @@ from qlora_lib.errors import QloraError
 @click.option("--model", help="Count tokens as this model's chat template and tokenizer make them.")
 @click.option("--max-length", type=click.IntRange(8), help="Tokens; longer conversations are left out. Needs --model.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Conversations an optimizer step.")
-@click.option("--tolerate", default=5.0, show_default=True, type=click.FloatRange(0, 100), help="Per cent of bad rows that are no failure.")
+@click.option("--tolerate", default=5.0, show_default=True, type=Number(0, 100), help="Per cent of bad rows that are no failure.")
 @click.option("--rows", "named", default=5, show_default=True, type=click.IntRange(0, 1000), help="Rows to name for each kind of problem.")
 @json_option
 def check(file, model, max_length, batch_size, tolerate, named, as_json) -> None:

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from qlora_lib.cli.base import FORMATS, cli, json_option, print_json
+from qlora_lib.cli.base import FORMATS, Number, cli, json_option, print_json
 
 METHODS = click.Choice(["full", "lora", "qlora"])
 DTYPES = click.Choice(["fp32", "fp16", "bf16"])
@@ -31,8 +31,8 @@ OPTIMIZERS = click.Choice(["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8b
 @click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="A card, such as T4 or \"RTX 4090\", or cpu; may be given again.  [default: all]")
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps of the run.")
 @click.option("--tokens", type=click.IntRange(1), help="Tokens of the data, in place of --steps.")
-@click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Times over --tokens.")
-@click.option("--price", type=click.FloatRange(0, min_open=True), metavar="PER_HOUR", help="Of a card, in any currency.")
+@click.option("--epochs", type=Number(0, min_open=True), help="Times over --tokens.")
+@click.option("--price", type=Number(0, min_open=True), metavar="PER_HOUR", help="Of a card, in any currency.")
 @click.option("--calibrate", is_flag=True, help="Measure this machine's CPU first, for about a minute; later plans use it.")
 @json_option
 def plan(as_json, model, method, profile, gpus, steps, tokens, epochs, price, calibrate, **options) -> None:

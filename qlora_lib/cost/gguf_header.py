@@ -11,11 +11,11 @@ read here.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from qlora_lib.cost.shapes import ModelShape
+from qlora_lib.cost.shapes import WIDEST, ModelShape
 from qlora_lib.errors import UsageError
 
 MAGIC = b"GGUF"
@@ -48,7 +48,7 @@ def gguf_shape(path: Path) -> ModelShape:
         hidden, vocabulary = tensors["token_embd.weight"]
         query, key = tensors["blk.0.attn_q.weight"][1], tensors["blk.0.attn_k.weight"][1]
         head_dim = query // heads
-        return ModelShape(
+        shape = ModelShape(
             hidden_size=hidden,
             num_layers=layers,
             num_heads=heads,
@@ -62,7 +62,11 @@ def gguf_shape(path: Path) -> ModelShape:
             mlp_bias="blk.0.ffn_up.bias" in tensors,
             qk_norm="blk.0.attn_q_norm.weight" in tensors,
         )
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as e:
+        for name, width in asdict(shape).items():
+            if not isinstance(width, bool) and not 0 < width < WIDEST:
+                raise ValueError(f"{name} is {width}")
+        return shape
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError) as e:
         raise UsageError(f"{path.name} lacks what a {architecture} model's header says ({e!s:.60})", "Is it the whole model?") from None
 
 

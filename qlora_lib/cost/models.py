@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qlora_lib.cost.shapes import LLAMA_8B, SMOLLM2, TINYLLAMA, ModelShape
 from qlora_lib.errors import UsageError, nearest
+from qlora_lib.paths import users_path
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 QWEN2, QWEN3 = dict(attention_bias=True), dict(qk_norm=True)  # biases on queries, keys and values; norms of queries and keys
@@ -95,7 +96,7 @@ def shape_of(name: str) -> tuple[ModelShape, str]:
     match = HUB_ID.fullmatch(name)
     if known := _BY_NAME.get(_plain(match[1] if match else name)):
         return known.shape, f"{known.hub_ids[0]}, config.json" if known.hub_ids else "this library's table of widths"
-    path = Path(name).expanduser()
+    path = users_path(name)
     if name and path.is_dir():
         return ModelShape.read(path), f"{path / 'config.json'}"
     if name and path.is_file():
@@ -126,7 +127,7 @@ def cached_config(repo_id: str, revision: str | None = None) -> Path | None:
         commits = [ref.read_text().strip()] if ref.is_file() else [revision] if revision else []
         if not commits and not revision:
             commits = [p.name for p in sorted(snapshots.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)]
-    except OSError:
+    except (OSError, ValueError):  # of a revision that leads elsewhere, to what is no text
         return None
     return next((file for commit in commits if (file := snapshots / commit / "config.json").is_file()), None)
 

@@ -43,7 +43,7 @@ class Run:
             raise UsageError("epochs say nothing without the tokens of the data", "Give tokens beside the epochs, or steps in their place")
         for name, value in asdict(self).items():
             if value is not None and not 0 < value < 1e18:
-                raise UsageError(f"{name} is {value:g}; a number above 0 was expected")
+                raise UsageError(f"{name} is {value!r:.30}; a number above 0 and below 1e18 was expected")
         if self.price and not (self.steps or self.tokens):
             raise UsageError("a price an hour says nothing without the length of the run", "Give steps or tokens beside the price")
 

@@ -21,6 +21,8 @@ from qlora_lib.errors import UsageError, nearest
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
+WIDEST = 2**31  # what no width and no count of layers reaches
+
 # Only these classes derive the value from others when the file leaves it out; the others would fall
 # back on the width of one particular model, so there the key must be present.
 _KV_HEADS_OPTIONAL = ("llama",)
@@ -162,8 +164,8 @@ class _Config:
             raise UsageError(
                 f"the model config has no '{key}'", "Give the config.json that lies beside the weights."
             )
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageError(f"the model config has {key} = {value!r}; a whole number above 0 was expected")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < WIDEST:
+            raise UsageError(f"the model config has {key} = {value!r:.30}; a whole number above 0 and below {WIDEST} was expected")
         return value
 
 
@@ -216,7 +218,7 @@ def _load_json(path: str | PathLike) -> dict:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"no model config at {file}", "Give a config.json or the folder with it.") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"{file} is not a readable JSON config ({e})") from None
     if not isinstance(content, dict):
         raise UsageError(f"{file} holds no JSON object", "Give a model's config.json.")

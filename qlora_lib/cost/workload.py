@@ -24,6 +24,7 @@ ATTENTIONS = ("sdpa", "eager")
 DEVICES = ("cpu", "cuda")
 LOSSES = ("whole", "chunked")
 ATTENTION_IN, ATTENTION_OUT, MLP = ALL_LINEAR[:3], ALL_LINEAR[3:4], ALL_LINEAR[4:]
+MOST = 10**9  # of sequences, tokens, micro-batches and ranks: far beyond any machine, and no product of them overflows
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)  # that bitsandbytes quantizes 4-bit weights in
 
 
@@ -75,8 +76,8 @@ class Workload:
                 raise UsageError(what, f"Choose from: {', '.join(allowed)}; or another dtype of the products")
         for name in ("batch", "length", "accumulation", "rank"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} is {value!r}; a whole number of at least 1 was expected")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+                raise UsageError(f"{name} is {value!r:.30}; a whole number of at least 1 and at most {MOST:.0e} was expected")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is {self.dropout!r}; a number from 0 up to, and without, 1 was expected")
         if self.block_size not in BLOCK_SIZES:

@@ -65,8 +65,9 @@ class SavedTensors:
     """Counts what autograd saves inside a `with`: each storage once, parameters and buffers left out."""
 
     def __init__(self, model: torch.nn.Module):
-        own = (*model.parameters(), *model.buffers())
-        self._not_counted = {t.untyped_storage().data_ptr() for t in own}
+        # Held too: bitsandbytes gives a bias other storage at its first use, and the old address must not come back.
+        self._own = [t.detach() for t in (*model.parameters(), *model.buffers())]
+        self._not_counted = {t.untyped_storage().data_ptr() for t in self._own}
         self._held: dict[int, torch.Tensor] = {}  # held, so that no address is given twice
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
 

@@ -41,11 +41,13 @@ def read_annotations(path: Path) -> Annotations:
     Raises:
         UsageError: naming the first entry that is none, or where several models or judges are in one file.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise UsageError(f"{path} is no regular file; AlpacaEval's annotations.json was expected")
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"cannot read {path} ({getattr(e, 'strerror', None) or type(e).__name__})") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UsageError(f"{path} is no JSON ({e}); a list of annotations was expected") from None
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"{path} holds no list of annotations; AlpacaEval's annotations.json was expected")

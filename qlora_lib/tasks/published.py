@@ -12,8 +12,6 @@ Sources of the formats: GLUE's SST-2 download (train.tsv, dev.tsv, test.tsv; not
 train-v1.1.json and dev-v1.1.json of SQuAD and `rajpurkar/squad`; databricks-dolly-15k.jsonl; alpaca_eval.json.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -93,7 +91,8 @@ def _squad(where: str, row: Any) -> Example:
         if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text:
             raise Malformed("answer does not stand where it says")
     answers = tuple(dict.fromkeys(gold["text"].strip() for gold in golds))
-    return question(str(row.get("id") or where), context, asked, answers, category=str(row.get("title") or "") or None)
+    title, number = _text(row, "title", optional=True), row.get("id")
+    return question(_text(row, "id") if isinstance(number, str) and number else str(number or where), context, asked, answers, category=title or None)
 
 
 def _dolly(where: str, row: Any) -> Example:
@@ -140,16 +139,15 @@ def _decoded(path: Path) -> str:
 
 def _tsv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """GLUE quotes nothing: a quotation mark in a cell is one of the sentence's own."""
-    lines = [line.removesuffix("\r") for line in _decoded(path).split("\n")]
-    cells = csv.reader(io.StringIO("\n".join(lines)), delimiter="\t", quoting=csv.QUOTE_NONE)
-    if (header := next(cells, [])) != ["sentence", "label"]:
+    header, *rows = (line.removesuffix("\r").split("\t") for line in _decoded(path).split("\n"))
+    if header != ["sentence", "label"]:
         raise UsageError(
-            f"{path} has no labels (its header is: {', '.join(header)}); GLUE keeps those of its test files to itself",
+            f"{path} has no labels (its header is: {', '.join(header):.120}); GLUE keeps those of its test files to itself",
             "Give the train and dev files: the latter is what is tested on",
         )
-    for row in cells:
-        if row:
-            yield f"line {cells.line_num}", dict(zip(header, row)) if len(row) == 2 else f"{len(row)} cells"
+    for number, row in enumerate(rows, 2):
+        if row != [""]:
+            yield f"line {number}", dict(zip(header, row)) if len(row) == 2 else f"{len(row)} cells"
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -204,7 +202,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as e:  # pyarrow's own errors are of these
+    except (OSError, ValueError, pyarrow.ArrowException) as e:
         reason = (str(e).splitlines() or [""])[0]
         raise QloraError(f"{path} is not a readable Parquet file: {reason:.160}", "Fetch or write it again") from None
     for number, row in enumerate(rows, 1):
@@ -258,10 +256,10 @@ def read(path: Path, format: Format, prefix: str = "") -> tuple[list[Example], d
 def format_of(path: Path) -> str | None:
     """The name of a file's format by its suffix and its beginning, or None: then it is text, if anything."""
     suffix = path.suffix.lower()
+    if suffix not in (".parquet", ".tsv", ".json", ".jsonl") or not path.is_file():  # a pipe would be waited for
+        return None
     if suffix == ".parquet":
         return _parquet_format(path)
-    if suffix not in (".tsv", ".json", ".jsonl"):
-        return None
     try:
         with open(path, "rb") as f:
             start = f.read(SNIFFED).decode("utf-8-sig", "replace").lstrip()
@@ -307,5 +305,5 @@ def _parquet_format(path: Path) -> str | None:
 
     try:
         return _columns_format(set(pyarrow.parquet.read_schema(path).names), "Parquet")
-    except (OSError, ValueError):
+    except (OSError, ValueError, pyarrow.ArrowException):
         return None  # what reads it says what is wrong
