@@ -11,6 +11,8 @@ PIP_ARGS ?=
 TORCH_ARGS ?=
 # Given to pytest, e.g. TEST_ARGS="-k lora -x".
 TEST_ARGS ?=
+# How many hostile inputs `make fuzz` tries.
+INPUTS ?= 10000
 
 # From 25.1 on pip resumes a broken download; from 25.3 on it pins the build tools too.
 PIP_VERSION = 26.3
@@ -18,12 +20,13 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --no-input
 AGAIN = { echo "error: set-up stopped; mend the cause above, then run it again: what was downloaded is kept" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report smoke test constraints clean FORCE
+.PHONY: help setup report smoke test fuzz constraints clean FORCE
 .SUFFIXES:
 
 help:
 	@echo "make report [PROFILE=demo]  set up, run the profile, write report/PROFILE.pdf and the HTML"
 	@echo "make test [TEST_ARGS=...]   set up, then all tests"
+	@echo "make fuzz [INPUTS=10000]    hostile profiles, records, data, models, archives and arguments; some minutes"
 	@echo "make smoke                  set up, then the smallest profile end to end (no download)"
 	@echo "make setup                  build .venv alone; PYTHON=, TORCH_ARGS=, PIP_ARGS=: see docs/INSTALL.md"
 	@echo "make constraints            renew the exact versions in constraints.txt"
@@ -37,6 +40,10 @@ smoke: setup
 
 test: setup
 	.venv/bin/python -m pytest $(TEST_ARGS)
+
+# New inputs each time; what fails is printed with the line that brings it back.
+fuzz: setup
+	QLORA_FUZZ=$(INPUTS) .venv/bin/python -m pytest $(TEST_ARGS) tests/fuzz
 
 setup: .venv/.ready
 

@@ -33,9 +33,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
+def _numbered(out: Path) -> list[Path]:
+    """Trainer's checkpoints; a folder of another name is somebody else's."""
+    return [p for p in (Path(out) / FOLDER).glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+
+
 def newest_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint under `out` that is whole; a damaged one is told and passed over."""
-    marked = [p.parent for p in (Path(out) / FOLDER).glob(f"checkpoint-*/{COMPLETE}")]
+    marked = [folder for folder in _numbered(out) if (folder / COMPLETE).exists()]
     for checkpoint in sorted(marked, key=step_of, reverse=True):
         if (damage := _damage(checkpoint)) is None:
             return checkpoint
@@ -64,7 +69,7 @@ def keep_good_checkpoint(out: Path, bad_from: int) -> Path | None:
 
     A step's loss is of the weights that the step before left, so where step n has a bad one, those of n - 1 may be bad.
     """
-    for checkpoint in (Path(out) / FOLDER).glob("checkpoint-*"):
+    for checkpoint in _numbered(out):
         if step_of(checkpoint) >= bad_from:
             shutil.rmtree(checkpoint, ignore_errors=True)
     return newest_checkpoint(out)

@@ -18,6 +18,7 @@ from qlora_lib.fast.decoders import fast_decoder
 
 Messages = list[dict[str, str]]  # of role and content
 ROLES = ("system", "user", "assistant")
+COLDEST = 1e-3  # temperature
 
 
 def stream(
@@ -58,9 +59,15 @@ def stream_from(
     import torch
     from transformers import TextIteratorStreamer
 
+    if temperature and not COLDEST <= temperature:
+        raise UsageError(f"temperature is {temperature:g}", f"Give 0, which is greedy, or at least {COLDEST:g}: divided by less the logits are no numbers")
     templated = chat or not isinstance(prompt, str)  # a template writes the beginning of the text itself
     if templated:
         prompt = chat_prompt(tokenizer, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # no tokenizer takes it
+        raise UsageError("the prompt holds half a character (a lone surrogate)", "Give text that is valid Unicode") from None
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated).to(model.device)
     length, context = inputs.input_ids.shape[1], getattr(model.config, "max_position_embeddings", None)
     if length == 0:

@@ -227,6 +227,13 @@ class RunRecord(Part):
         extra="forbid", allow_inf_nan=False, populate_by_name=True, protected_namespaces=()
     )
 
+    def setting(self, key: str) -> Any:
+        """Of `settings` by its dotted key, `quantization.format`; None where the record does not say it."""
+        value: Any = self.settings
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
     def to_json(self) -> str:
         return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1) + "\n"
 

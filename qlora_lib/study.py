@@ -194,7 +194,7 @@ def run_arm(
     """
     begun = time.perf_counter()
     settings = profile.settings(arm, overrides)
-    out = Path(out).resolve()
+    out = Path(os.path.realpath(out))  # which a loop of links does not stop
     derived = None
     if arm.derived_from:
         derived = results_dir(profile.name) / arm.derived_from

@@ -58,10 +58,10 @@ def base_of(adapter: Path, model: str | None = None, quantization: Quantization 
         return Base(resolve_model(model), quantization or Quantization(), hardware.choose_dtype("auto", hardware.device()).torch)
     if record.derived_from and model is None:
         raise UsageError(f"this adapter was trained on what arm '{record.derived_from}' had trained", "Give that model: --model FOLDER")
-    trained = Quantization(**record.settings["quantization"])
+    trained, dtype = _trained(record, adapter)
     if quantization and quantization != trained:
         raise UsageError(f"this adapter was trained on a base in {trained.format}, not {quantization.format}", "Leave --quantization out")
-    asset = resolve_model(model or record.settings["model"]["name"])
+    asset = resolve_model(model or str(record.setting("model.name") or record.model.name))
     known, found = record.model.revision, asset.revision
     # Two digests of one kind that differ are two models; a commit and a digest of files cannot be compared.
     if not record.derived_from and known and found and known != found and len(known) == len(found):
@@ -69,16 +69,26 @@ def base_of(adapter: Path, model: str | None = None, quantization: Quantization 
             f"this adapter was trained on another base: {record.model.name} {known[:12]}, and {asset.name} is {found[:12]}",
             "Give the very model that its record names",
         )
-    return Base(asset, trained, DTYPES[record.provenance.dtype], record)
+    return Base(asset, trained, dtype, record)
+
+
+def _trained(record: RunRecord, adapter: Path) -> tuple[Quantization, torch.dtype]:
+    try:
+        return Quantization.model_validate(record.setting("quantization")), DTYPES[record.provenance.dtype]
+    except (KeyError, ValueError):
+        raise QloraError(
+            f"the {RECORD_NAME} beside {adapter} does not say in which format and dtype its base was",
+            "Move it away, and give --model NAME --quantization FORMAT",
+        ) from None
 
 
 def warn_of_another_base(adapter: Path, quantization: str) -> None:
     """Say on standard error when an adapter is laid on a base in another format than its record names."""
     try:
-        trained_on = read_record(Path(adapter).parent / RECORD_NAME).settings["quantization"]["format"]
-    except (QloraError, KeyError, TypeError):
+        trained_on = read_record(Path(adapter).parent / RECORD_NAME).setting("quantization.format")
+    except QloraError:
         return
-    if trained_on != quantization:
+    if trained_on and trained_on != quantization:
         print(
             f"warning: this adapter was trained on a base in '{trained_on}', and is laid on one in '{quantization}': "
             f"its loss is another there. Use --quantization {trained_on}",

@@ -258,10 +258,19 @@ def train(text_file, out, *more):
             "--set", "evaluation.context=32", "--set", "evaluation.stride=32", "--out", out, *more]  # fmt: skip
 
 
-def test_train_on_a_local_file_then_use_the_adapter(call, text_file, tmp_path, tiny_model):
+SECRETS = dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY"), "hf_tHiSiSaSeCrEt0123456789")
+
+
+def test_train_on_a_local_file_then_use_the_adapter(call, text_file, tmp_path, tiny_model, monkeypatch):
     out = tmp_path / "run"
-    code, printed, err = call(*train(text_file, out, "--json"))
+    with monkeypatch.context() as here:
+        for name, value in SECRETS.items():
+            here.setenv(name, value)
+        code, printed, err = call(*train(text_file, out, "--set", "train.save_every=1", "--json"))
     assert code == 0, err
+    # Of the environment's secrets nothing stands in what is printed, the record, the adapter, or a checkpoint.
+    written = [p.read_bytes() for p in out.rglob("*") if p.is_file()]
+    assert len(written) > 3 and not any(secret.encode() in data for secret in SECRETS.values() for data in (*written, (printed + err).encode()))
     record = json.loads(printed)
     assert record == json.loads((out / "record.json").read_text())
     assert record["data"]["name"] == "my text.txt" and record["data"]["source"] == "local file"
@@ -269,7 +278,7 @@ def test_train_on_a_local_file_then_use_the_adapter(call, text_file, tmp_path, t
     assert record["perplexity"]["after"] is not None and "Traceback" not in err
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(record["files"])
     # Again, unchanged: taken from the folder.
-    code, printed, err = call(*train(text_file, out))
+    code, printed, err = call(*train(text_file, out, "--set", "train.save_every=1"))
     assert code == 0 and "taken from" in printed and "3 steps" in printed
     # The adapter is of use to the other commands.
     code, printed, _ = call("eval", "--model", "tiny-random", "--quantization", "nf4", "--adapter", out / "adapter", "--json",

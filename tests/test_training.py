@@ -418,6 +418,9 @@ def test_the_newest_checkpoint_is_by_number(tmp_path):
         folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         seal(folder, {})
+    seal_of_somebody = tmp_path / "checkpoints" / "checkpoint-best"
+    seal_of_somebody.mkdir()
+    seal(seal_of_somebody, {})
     assert newest_checkpoint(tmp_path).name == "checkpoint-10"
 
 

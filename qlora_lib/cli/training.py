@@ -69,9 +69,9 @@ def _show_run(result, out: Path) -> None:
     for why, count in r.data.left_out.items():
         click.echo(f"  left out: {count} ({why})")
     if (out / "adapter").is_dir():
-        base = r.settings["quantization"]["format"]
+        base = r.setting("quantization.format") or "none"
         click.echo(
-            f"  try it: qlora generate --model {r.settings['model']['name']} --quantization {base} "
+            f"  try it: qlora generate --model {r.setting('model.name') or r.model.name} --quantization {base} "
             f'--adapter {out / "adapter"} --prompt "..."'
         )
 

@@ -6,7 +6,7 @@ one is as good as none. Reading it needs nothing heavy.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from qlora_lib.paths import cache_dir
@@ -88,7 +88,16 @@ def read_calibration(file: Path | None = None) -> Calibration | None:
         steps = tuple(StepTimed(**step) for step in found.pop("steps"))
         decodes = tuple(DecodeTimed(**decode) for decode in found.pop("decodes"))
         calibration = Calibration(machine=machine, steps=steps, decodes=decodes, **found)
-        numbers = [calibration.gemm_flops_per_second, calibration.bytes_per_second, *(s.seconds for s in steps)]
-        return calibration if all(isinstance(n, float | int) and 0 < n < 1e18 for n in numbers) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        if not all(map(_is_typed, (calibration, *steps, *decodes))):
+            return None
+        numbers = [calibration.gemm_flops_per_second, calibration.bytes_per_second]
+        numbers += [n for s in steps for n in (s.seconds, s.hardware_flops)] + [n for d in decodes for n in (d.tokens_per_second, d.bytes_per_token)]
+        return calibration if all(0 < n < 1e18 for n in numbers) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _is_typed(part) -> bool:
+    """Whether a part's plain fields hold what they say: the file may have been edited, or cut off."""
+    kinds = {str: str, bool: bool, int: int, float: float | int}
+    return all(isinstance(getattr(part, f.name), kinds.get(f.type, object)) for f in fields(part))

@@ -6,6 +6,7 @@ out, and a link that would lead out of the copy leads to the repository on the w
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from importlib.metadata import metadata
@@ -46,7 +47,7 @@ def write_student_copy(folder: Path) -> list[Path]:
 
     Raises UsageError when the folder holds anything already, or lies inside the course itself.
     """
-    folder, source = Path(folder).resolve(), choose()[0].parent
+    folder, source = Path(os.path.realpath(folder)), choose()[0].parent
     if folder == source or source in folder.parents:
         raise UsageError(f"{folder} lies inside the course", "Give a folder elsewhere")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
