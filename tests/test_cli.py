@@ -291,7 +291,10 @@ def test_train_on_a_local_file_then_use_the_adapter(call, text_file, tmp_path, t
 def test_an_interrupted_training_leaves_a_checkpoint_no_process_and_no_traceback(text_file, tmp_path, tiny_model, number, code):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "qlora_lib", *map(str, train(text_file, out, "--set", "train.max_steps=100000"))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+    listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background job is started deaf to it
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listens
+    ) as run:
         said = []
         for line in run.stderr:
             said.append(line)
@@ -299,7 +302,10 @@ def test_an_interrupted_training_leaves_a_checkpoint_no_process_and_no_traceback
                 break
         time.sleep(1)
         os.kill(run.pid, number)  # the arm's own process hears of it from this one, or finds it gone
-        printed, err = run.communicate(timeout=60)  # until the arm, too, has closed standard error
+        try:
+            printed, err = run.communicate(timeout=60)  # until the arm, too, has closed standard error
+        finally:
+            run.kill()  # the arm leaves with it
     err = "".join(said) + err
     assert (run.returncode, printed) == (code, ""), err
     assert "Traceback" not in err and "left after step" in err
