@@ -4,12 +4,12 @@ As in test_claims_guide.py: arithmetic from widths typed here, records as plain 
 or another finding that turns its verdict.
 """
 
-import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from claiming import is_whole, record, swapped_arms, turned_by_finding, turned_by_quoting
 
 from qlora_lib import claims
 from qlora_lib.claims import across, demo, libraries, measured, sources
@@ -46,10 +46,6 @@ def matrices(model, rank: int) -> list[int]:
     return [rank * n for pair in ((h, q), (h, kv), (h, kv), (q, h), (h, mlp), (h, mlp), (mlp, h)) for n in pair]
 
 
-def record(arm: str, profile: str = "demo") -> dict:
-    return json.loads((committed_records(profile) / f"{arm}.json").read_text(encoding="utf-8"))
-
-
 def evidence(key: str) -> dict:
     return OURS[key].check().evidence
 
@@ -63,11 +59,7 @@ def test_every_claim_is_tried_below():
 
 @pytest.mark.parametrize("key", OURS)
 def test_findings_are_whole(key):
-    claim = OURS[key]
-    found = claim.check()
-    assert len(claim.quote.split()) <= 25
-    assert found.recomputed and found.explanation.endswith((".", ")")) and found.verdict in claims.VERDICTS
-    assert all(isinstance(v, str) or math.isfinite(v) for v in found.evidence.values())
+    is_whole(OURS[key], words=25)
 
 
 def test_the_documents_quoted_are_known():
@@ -120,8 +112,7 @@ SAID_OTHERWISE = [
 
 @pytest.mark.parametrize("key, verdict, old, new, turned", SAID_OTHERWISE)
 def test_another_quotation_turns_the_verdict(key, verdict, old, new, turned):
-    assert OURS[key].check().verdict == verdict
-    assert OURS[key].requoted(old, new).check().verdict == turned
+    turned_by_quoting(OURS[key], verdict, old, new, turned)
 
 
 def test_one_precision_everywhere_would_agree():
@@ -161,11 +152,6 @@ def always_the_same(method, *args, **more):
     return _step("lora", *args, **more)
 
 
-def swapped_arms(one: str, other: str):
-    arm = measured.arm
-    return lambda name: arm({one: other, other: one}.get(name, name))
-
-
 _step = demo.step
 
 FOUND_OTHERWISE = {
@@ -190,10 +176,7 @@ FOUND_OTHERWISE = {
 
 @pytest.mark.parametrize("key", FOUND_OTHERWISE)
 def test_other_findings_turn_the_verdict(key, monkeypatch):
-    verdict, module, name, instead, turned = FOUND_OTHERWISE[key]
-    assert OURS[key].check().verdict == verdict
-    monkeypatch.setattr(module, name, instead)
-    assert OURS[key].check().verdict == turned
+    turned_by_finding(OURS[key], monkeypatch, *FOUND_OTHERWISE[key])
 
 
 def test_nothing_is_paged_where_no_matrix_is_large(monkeypatch):

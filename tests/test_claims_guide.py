@@ -4,19 +4,18 @@ The arithmetic is done again from widths that are typed here; the libraries are 
 one; the records are read as plain JSON.
 """
 
-import json
 import math
 from statistics import fmean
 
 import numpy as np
 import pytest
+from claiming import is_whole, record, swapped_arms, turned_by_finding, turned_by_quoting
 
 from qlora_lib import claims
 from qlora_lib.claims import guide_advice, guide_mechanism, guide_memory, libraries, measured
 from qlora_lib.claims.claim import ASSUMED, FAILS, HOLDS, UNKNOWN
 from qlora_lib.cost.devices import GPUS
 from qlora_lib.cost.workload import Workload
-from qlora_lib.paths import committed_records
 from qlora_lib.published import REFERENCES, Cell
 
 GUIDE = {key: claim for key, claim in claims.all_claims().items() if claim.document == "guide"}
@@ -49,10 +48,6 @@ def nf4_dq(model, width: int = 2) -> float:
     return linear(model) * (4 + 8 / 64 + 32 / (64 * 256)) / 8 + width * other(model)
 
 
-def record(arm: str, profile: str = "demo") -> dict:
-    return json.loads((committed_records(profile) / f"{arm}.json").read_text(encoding="utf-8"))
-
-
 def final_losses(*arms: str) -> float:
     return fmean(record(arm, "demo-long")["train"]["eval_loss"][-1] for arm in arms)
 
@@ -67,11 +62,7 @@ def test_every_claim_of_the_guide_is_tried_below():
 
 @pytest.mark.parametrize("key", GUIDE)
 def test_findings_are_whole(key):
-    claim = GUIDE[key]
-    found = claim.check()
-    assert len(claim.quote.split()) <= 22
-    assert found.recomputed and found.explanation.endswith((".", ")")) and found.verdict in claims.VERDICTS
-    assert all(isinstance(v, str) or math.isfinite(v) for v in found.evidence.values())
+    is_whole(GUIDE[key], words=22)
 
 
 # --- another quotation, another verdict ----------------------------------------------------------
@@ -125,8 +116,7 @@ SAID_OTHERWISE = [
 
 @pytest.mark.parametrize("key, verdict, old, new, turned", SAID_OTHERWISE)
 def test_another_quotation_turns_the_verdict(key, verdict, old, new, turned):
-    assert GUIDE[key].check().verdict == verdict
-    assert GUIDE[key].requoted(old, new).check().verdict == turned
+    turned_by_quoting(GUIDE[key], verdict, old, new, turned)
 
 
 # --- other findings, another verdict -------------------------------------------------------------
@@ -145,11 +135,6 @@ class AllInLayers:
 
     linear_weights = 100
     parameters = type("Counts", (), {"total": 100})
-
-
-def swapped_arms(one: str, other: str):
-    arm = measured.arm
-    return lambda name: arm({one: other, other: one}.get(name, name))
 
 
 def hurt(name):
@@ -189,10 +174,7 @@ NOTHING_TO_TURN = {"guide-settings-10", "guide-code-06", "guide-code-16"}
 
 @pytest.mark.parametrize("key", FOUND_OTHERWISE)
 def test_other_findings_turn_the_verdict(key, monkeypatch):
-    verdict, module, name, instead, turned = FOUND_OTHERWISE[key]
-    assert GUIDE[key].check().verdict == verdict
-    monkeypatch.setattr(module, name, instead)
-    assert GUIDE[key].check().verdict == turned
+    turned_by_finding(GUIDE[key], monkeypatch, *FOUND_OTHERWISE[key])
 
 
 @pytest.mark.parametrize("key", sorted(NOTHING_TO_TURN))
