@@ -184,7 +184,8 @@ def test_bytes_of_a_difference_add_up_to_what_its_letters_say(built):
     rows = {c.figure.key: row for (_, some), block in zip(by_source().items(), data["costs"]["published"]) for c, row in zip(some, block["rows"])}
     c = next(c for c in compare_all() if c.explanation and len([n for _, n in c.differences if n]) > 1 and not c.impossible)
     printed = [float(n) for n in re.findall(r"[+-]\d+\.\d\d", read(data, rows[c.figure.key]["why"]).replace("\u2212", "-"))]
-    assert sum(printed) == pytest.approx(sum(n for _, n in c.differences) / UNITS[c.figure.unit], abs=0.02)
+    assert len(printed) == len(c.differences)
+    assert sum(printed) == pytest.approx(sum(n for _, n in c.differences) / UNITS[c.figure.unit], abs=0.005 * len(printed))
 
 
 # --- cards --------------------------------------------------------------------------------------------

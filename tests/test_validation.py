@@ -8,17 +8,23 @@ import json
 import sys
 from dataclasses import replace
 
+import cost_models
 import pytest
+from litgpt_step import Toy, steps
 from tiny import one_thread  # noqa: F401
 
+from qlora_lib.cost import memory
 from qlora_lib.cost.memory import adapter_tensors
 from qlora_lib.cost.models import MODELS
+from qlora_lib.cost.shapes import ModelShape
 from qlora_lib.cost.workload import Workload
 from qlora_lib.errors import QloraError
 from qlora_lib.figures.parts import NothingToDraw
 from qlora_lib.figures.validation import draw_published, draw_validation, published_alt, validation_alt
 from qlora_lib.style import render
-from qlora_lib.validation import committed_validation, grid, published_figures, published_gpu, read_validation
+from qlora_lib.validation import (
+    committed_validation, grid, litgpt, published_figures, published_gpu, published_litgpt, read_validation,
+)  # fmt: skip
 from qlora_lib.validation import record as records
 from qlora_lib.validation import run as runner
 from qlora_lib.validation import summary as summaries
@@ -386,8 +392,21 @@ def test_a_difference_counts_only_while_it_is_held():
     differs = {w: (published_gpu.Difference("w", lambda _: 10**6, w),) for w in times}
     plain = Figure("key", SOURCE, "test", 1.0, "GB", work=work, stated=("all",))
     before = compare(plain).predicted_bytes
-    more = {w: published_gpu.with_differences(replace(plain, differs=d)) - before for w, d in differs.items()}
+    more = {w: published_gpu.with_differences(replace(plain, differs=d))[0] - before for w, d in differs.items()}
     assert more == {"always": 10**6, "the loss": 0, "blocks wait": 0, "the update": 10**6}
+
+
+def test_what_is_counted_adds_up_even_where_the_peak_moves():
+    work = Workload(MODELS["tinyllama-1.1b"].shape, "full", 1, 8)  # highest at the update
+    held = published_gpu.step_memory(work).moments
+    large = 10 * max(held.values())
+    by_moment = {"end of backward": lambda _: large, published_gpu.OTHERWISE: lambda _: 7}
+    differs = (published_gpu.Difference("w", by_moment), published_gpu.Difference("v", lambda _: 5, "the update"))
+    c = compare(Figure("key", SOURCE, "test", 1.0, "GB", work=work, stated=("all",), differs=differs))
+    moved = held["end of backward"] - c.predicted_bytes
+    assert dict(c.differences) == {published_gpu.ELSEWHERE: moved, "w": large} and moved < 0
+    assert c.with_differences == pytest.approx((c.predicted_bytes + moved + large) / 1e9 - 1)
+    assert [d.bytes(work, "optimizer") for d in differs] == [7, 5] and [d.bytes(work, "no moment") for d in differs] == [7, 0]
 
 
 def test_a_bound_is_held_or_not_and_has_no_error():
@@ -423,20 +442,125 @@ def test_every_figure_names_its_source_and_every_large_error_is_explained():
             assert c.explanation is None
 
 
-def test_16_bit_figures_of_stated_settings_are_within_the_goal():
-    """Those of 4-bit bases are of a bitsandbytes that kept more; what is known of it can be counted."""
-    stated = [c for c in compare_all() if c.error is not None and c.settings_stated and not c.impossible]
+def test_figures_of_stated_settings_are_within_the_goal_once_their_program_is_counted():
+    """The stock stack's own plan is so with a 16-bit base. Those of 4-bit bases are of a program that held far more."""
+    compared = compare_all()
+    stated = [c for c in compared if c.error is not None and c.settings_stated and not c.impossible]
     for c in stated:
-        if c.figure.work.quantization == "none":
-            assert c.within, (c.figure.key, c.error)
-        else:
-            assert c.error < c.with_differences < 0
-    errors = published_gpu.errors_of_published(compare_all())
+        assert abs(c.counted) <= 0.02, (c.figure.key, c.counted)  # far inside the goal: all of it is counted
+        assert abs(c.counted) < abs(c.error)
+        assert c.within or c.figure.work.quantization != "none", (c.figure.key, c.error)
+    errors = published_gpu.errors_of_published(compared)
     of_stated = [e.cases for name, e in errors.groups.items() if "stated" in name]
     assert sum(of_stated) + len(errors.impossible) == len(errors.within_goal) + len(errors.beyond_goal)
+    assert set(errors.counted_within_goal) == {c.figure.key for c in stated} and errors.counted_beyond_goal == errors.impossible
     assert abs(errors.groups["settings stated, 16-bit base"].worst) <= GOAL
     assert errors.bounds_hold == errors.bounds == 2
     assert {c.figure.key for c in stated if abs(c.error) <= GOAL} == set(errors.within_goal)
+
+
+def test_the_goal_is_met_however_long_the_micro_batch_before_was():
+    """Nobody states it. Either it was as long, or nothing of it is left: what is true lies between."""
+    for f in published_litgpt.FIGURES:
+        if f.source is published_litgpt.HUB and not compare(f).impossible:
+            alone = compare(replace(f, differs=litgpt.differences(f.work, "and the head" in " ".join(f.stated), steady=False)))
+            assert -GOAL <= alone.counted <= compare(f).counted <= GOAL, f.key
+
+
+def test_no_setting_of_an_impossible_figure_is_left_open():
+    """It is not the memory model that is off: what the source states needs more than it says was there."""
+    impossible = [c for c in compare_all() if c.impossible]
+    assert [c.figure.work.method for c in impossible] == ["full", "full"] and all(c.settings_stated for c in impossible)
+    for c in impossible:
+        w = c.figure.work
+        untied = w.shape.parameters.total
+        assert not w.shape.tied_embeddings and 4 * 2 * untied > c.published_bytes  # weights, gradients, two averages in bf16
+
+
+# --- what LitGPT and PEFT's comparison hold otherwise -------------------------------------------------
+
+SEPARATE = ModelShape(256, 3, 4, 4, 64, 704, 2048)  # heads of keys and values as many as of queries
+GROUPED = ModelShape(256, 3, 8, 2, 32, 704, 2048)
+TOYS = {
+    "lora": dict(), "lora, all": dict(qkv=(True, True, True), rest=True), "full": dict(full=True),
+    "qlora": dict(bits=4), "qlora, all": dict(bits=4, qkv=(True, True, True), rest=True),
+}  # fmt: skip
+
+
+def litgpt_case(name: str, shape: ModelShape, batch: int, length: int) -> tuple[Toy, Workload]:
+    toy = Toy(shape, **TOYS[name])
+    method = "full" if toy.full else "qlora" if toy.bits == 4 else "lora"
+    adapters = {} if toy.full else dict(rank=toy.rank, targets="all-linear" if toy.rest else published_gpu.QV)
+    work = Workload(
+        shape, method, batch, length, accumulation=2, double_quant=False, loss="chunked", **adapters, **published_gpu.BF16,
+        optimizer="paged_adamw" if toy.bits == 4 else "adamw",
+    )  # fmt: skip
+    return toy, work
+
+
+def computed(toy: Toy, work: Workload, steady: bool = True) -> dict[str, int]:
+    """Bytes at each moment, above the model, its states and the codes of its head: what `steps` measures."""
+    still = memory.resident(work).total + memory.optimizer_bytes(work)[0]
+    if toy.rest:  # parameters and states of the head's adapter; its gradients are not still
+        still += litgpt.head_adapter(replace(work, batch=1, length=1)) - work.shape.hidden_size * 3 - work.rank * 2
+        still -= work.rank * (work.shape.hidden_size + work.shape.vocab_size) * 2
+    if toy.bits == 4:
+        still += litgpt.quantized_head(work)
+    differs = litgpt.differences(work, toy.rest, steady)
+    return {name: held + sum(d.bytes(work, name) for d in differs) - still for name, held in litgpt.moments(work).items()}
+
+
+@pytest.mark.parametrize("shape", [SEPARATE, GROUPED], ids=["separate", "grouped"])
+@pytest.mark.parametrize("name", TOYS)
+def test_what_litgpt_holds_is_counted(name, shape):
+    """Against a step of the same operations on the meta device: live tensors, every one."""
+    for batch, length in ((1, 300), (3, 256)):
+        toy, work = litgpt_case(name, shape, batch, length)
+        first, second = steps(toy, batch, length)
+        alone, after = computed(toy, work, steady=False), computed(toy, work)
+        assert after[litgpt.TURNED] == pytest.approx(second["turned"], rel=2e-4)
+        assert after[litgpt.LOSS] == pytest.approx(max(second["backward"], second["loss"]), rel=1e-3)
+        peak = [max(s[phase] for phase in ("forward", "turned", "loss", "backward")) for s in (first, second)]
+        earlier = sum(memory.trained_tensors(work)) * 2  # gradients that the first micro-batch does not find
+        if not toy.full:  # whose gradients are as large as its activations here
+            assert max(alone.values()) - earlier == pytest.approx(peak[0], rel=0.01)
+        assert max(after.values()) == pytest.approx(peak[1], rel=2e-3)
+
+
+def test_the_head_that_is_read_back_can_be_the_highest():
+    """Few tokens and a wide head: fp16 and bf16 copies at once, in a forward pass and in the gradient."""
+    for batch, length in ((2, 256), (4, 256)):
+        toy, work = litgpt_case("qlora", ModelShape(2048, 2, 16, 4, 128, 5632, 32000), batch, length)
+        held = computed(toy, work)
+        second = steps(toy, batch, length)[1]
+        assert max(held, key=held.get) == litgpt.HEAD_AGAIN
+        assert held[litgpt.HEAD_AGAIN] == pytest.approx(second["forward"], rel=5e-3)
+        assert held[litgpt.HEAD] == pytest.approx(second["backward"], rel=0.02)
+
+
+def test_inputs_of_4_bit_products_outlive_the_backward_pass():
+    toy, work = litgpt_case("qlora", SEPARATE, 2, 200)
+    kept, freed = (steps(replace(toy, keeps_inputs=keeps), 2, 200)[0] for keeps in (True, False))
+    expected = litgpt.inputs_of_4bit(work)
+    assert kept["waits"] - freed["waits"] == kept["stays"] - freed["stays"] == expected
+
+
+def test_only_full_attention_adapters_are_not_padded():
+    shape = SEPARATE
+    some, every = (litgpt_case(name, shape, 1, 64)[1] for name in ("lora", "lora, all"))
+    assert litgpt.padded(every) == 0 < litgpt.padded(some)
+    assert litgpt.one_dropout(every) < litgpt.one_dropout(some) < 0 == litgpt.one_dropout(replace(some, dropout=0.0))
+    assert litgpt.one_dropout(replace(some, targets=("q_proj",))) == 0
+
+
+@pytest.mark.parametrize("targets", [published_gpu.QV, ("gate_proj", "up_proj", "down_proj"), "all-linear"], ids=str)
+def test_adapters_without_autocast_keep_so_much_more(targets):
+    """Real models of transformers and PEFT: what autograd saves with autocast and without, to the byte."""
+    work = cost_models.work_of(cost_models.folder("llama", False), "lora", dtype="bf16", dropout=0.0, targets=targets)
+    model = cost_models.training_model(cost_models.folder("llama", False), work)
+    with_autocast = cost_models.saved(model, work)
+    plain = cost_models.saved(model, replace(work, dtype="fp32", weight_dtype=None))
+    assert plain - with_autocast == published_figures.without_autocast(work) > 0
 
 
 def test_published_figures_are_told_in_a_table():

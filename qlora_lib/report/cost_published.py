@@ -78,7 +78,7 @@ def _block(s: Store, i: int, source: Source, rows: list[Compared]) -> dict[str, 
 
 def _letters(rows: list[Compared]) -> dict[str, str]:
     """Words of a difference -> its letter, in the order in which the rows bring them."""
-    words = dict.fromkeys(w for c in rows for w in (*(d.words for d in c.figure.differs), *c.figure.because))
+    words = dict.fromkeys(w for c in rows for w in (*(d.words for d in c.figure.differs), *(w for w, _ in c.differences), *c.figure.because))
     return dict(zip(words, ascii_lowercase))
 
 

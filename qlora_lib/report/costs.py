@@ -111,12 +111,14 @@ def published(s: Store) -> list[str]:
 
     limit, goal = put("limit", LIMIT, "percent0"), put("goal", GOAL, "percent0")
     within, beyond = put("within", len(found.within_goal)), put("beyond", len(found.beyond_goal))
+    counted = put("counted-within", len(found.counted_within_goal))
     impossible = (
         f" Of the latter, {put('impossible', len(found.impossible))} are smaller than the weights, gradients and optimizer states of the stated settings, so "
         "they cannot be of these settings." if found.impossible else ""
     )  # fmt: skip
     return [
-        f"Of published amounts whose source states its settings {within} are predicted within {goal} and {beyond} are not.{impossible} Of "
+        f"Of published amounts whose source states its settings {within} are predicted within {goal} and {beyond} are not.{impossible} With what the "
+        f"code of the program in question holds otherwise than the stock stack counted in, {counted} are within {goal}. Of "
         f"{put('bounds', found.bounds)} figures that say only more or less than, {put('bounds-hold', found.bounds_hold)} hold.",
         "The planner describes the stock stack: transformers, PEFT and bitsandbytes. Most of these figures are of other programs, and what is known to "
         "differ in them is counted where it can be and stands in columns of its own; the prediction itself was not adapted to any figure. "

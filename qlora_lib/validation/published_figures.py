@@ -1,61 +1,30 @@
 """The published amounts of memory, with their sources and settings; `published_gpu` predicts each from the settings alone.
 
 How it works: one row a figure. What is stated and what is assumed was read in the source itself: torchtune and LitGPT
-publish the configuration and the code of the version that a figure is of, Dettmers et al. their paper and their scripts.
-Which of GB and GiB is meant follows from the line of code that prints the figure. All of these programs but the QLoRA
-authors' are not the stock stack that the memory model describes, so each row says what is known to differ. No row
-was left out for its error. Left out are models whose layers are not counted here (Falcon, Gemma, Phi, StableLM), runs on
-several GPUs, a table's second row with the same figure, batches of unknown length, and what a `Workload` has no word for
-(activations moved to the host, the optimizer in the backward pass).
+publish the configuration and the code of the version that a figure is of (LitGPT's rows: `published_litgpt`), PEFT beside each
+result the versions it was made with, Dettmers et al. their paper and their scripts. Which of GB and GiB is meant follows
+from the line of code that prints the figure. Most of these programs are not the stock stack that the memory model describes,
+and PEFT's comparison has a loop of its own, so each row says what is known to differ. No row was left out for its
+error. Left out are models whose layers are not counted here (Falcon, Gemma, Phi, StableLM), runs on several GPUs, a table's
+second row with the same figure, batches of unknown length, and what a `Workload` has no word for (activations moved to the
+host, the optimizer in the backward pass).
 """
 
-from dataclasses import replace
-
-from qlora_lib.cost.memory import adapter_tensors, quantized_bytes, resident, trained_tensors, trained_width
+from qlora_lib.cost.activations import saved_bytes
+from qlora_lib.cost.memory import adapter_tensors, resident, trained_tensors, trained_width
 from qlora_lib.cost.models import MODELS
 from qlora_lib.cost.shapes import ModelShape
-from qlora_lib.cost.workload import Workload
+from qlora_lib.cost.workload import MLP, Workload
 from qlora_lib.published import AUTHORS, HARDWARE, TITLE, published
-from qlora_lib.validation.published_gpu import Difference, Figure, Source
-
-# Weights and all else in bf16, no autocast; a loop of torchtune's or Lightning's own.
-BF16 = dict(dtype="bf16", weight_dtype="bf16", adapter_dtype="bf16", device="cuda", trainer=False)
-QV = ("q_proj", "v_proj")
+from qlora_lib.validation import published_litgpt
+from qlora_lib.validation.published_gpu import BF16, QV, Difference, Figure, Source
 
 
 def _shape(model: str) -> ModelShape:
     return MODELS[model].shape
 
 
-def _untied(shape: ModelShape) -> ModelShape:
-    """As LitGPT has it, which ties no head to its embedding."""
-    return replace(shape, tied_embeddings=False)
-
-
-# --- what can be counted of the differences: bytes to add, from the settings --------------------------
-
-
-def _head_quantized(work: Workload) -> int:
-    """bitsandbytes' plug-in of Lightning quantizes every linear layer, the head too."""
-    elements = work.shape.vocab_size * work.shape.hidden_size
-    quantized = sum(quantized_bytes(elements, work.shape.vocab_size, work.quantization, work.double_quant))
-    return quantized - elements * work.weight_width
-
-
-def _head_read_back(work: Workload) -> int:
-    """The head's weight, in fp16 as Lightning has quantized it, and in bf16."""
-    return 2 * work.shape.vocab_size * work.shape.hidden_size * work.width
-
-
-def _inputs_kept(work: Workload) -> int:
-    """Inputs of 4-bit layers that nothing else keeps: of queries (which keys and values share), of gate (and up), of down."""
-    one = 2 * work.shape.hidden_size + work.shape.intermediate_size
-    return work.shape.num_layers * work.tokens * one * work.width
-
-
-def _head_adapter(work: Workload) -> int:
-    """Parameters, gradients and both averages of AdamW of an adapter on the head, in 16 bits."""
-    return 4 * work.rank * (work.shape.hidden_size + work.shape.vocab_size) * work.adapter_width
+# --- what can be counted of torchtune's differences: bytes to add, from the settings -------------------
 
 
 def _logits_kept(work: Workload) -> int:
@@ -68,24 +37,8 @@ def _no_copies(work: Workload) -> int:
     return -sum(trained_tensors(work)) * trained_width(work)
 
 
-LITGPT_LOGITS = Difference("the logits of all pieces, 16-bit, have a name until the step is over", _logits_kept)
-LITGPT_LOSS = Difference("and the log-probabilities of all pieces wait for the backward pass", _logits_kept, "the loss")
 TORCHTUNE_FUSED = Difference("the fused AdamW makes no copies", _no_copies, "the update")
 TORCHTUNE_LOSS = Difference("the logits of all pieces, 16-bit, wait for the loss", _logits_kept, "the loss")
-LITGPT_HEAD = Difference("the head is quantized too", _head_quantized)
-LITGPT_HEAD_READ = Difference("and read back for its product, in fp16 and in bf16", _head_read_back, "the loss")
-LITGPT_INPUTS = Difference(
-    "bitsandbytes before 0.43.2 also kept the input of each 4-bit product, which no gradient needs", _inputs_kept, "blocks wait"
-)
-LITGPT_ADAPTER = Difference("the adapter of the head, with gradients and states", _head_adapter)
-LITGPT_WORDS = (
-    "LitGPT's own model: one product makes queries, keys and values, its adapter's output is padded to their whole width, "
-    "norms and rotations keep other tensors than transformers'",
-)
-LITGPT_4BIT = (
-    "other weights, too, are read back in fp16 first; what else these versions of Lightning and bitsandbytes hold is "
-    "not known to us",
-)
 TORCHTUNE_WORDS = ("torchtune's own model, compiled: what the compiler fuses or makes again is not in the memory model",)
 
 
@@ -182,87 +135,53 @@ def _torchtune() -> list[Figure]:
     ]  # fmt: skip
 
 
-# --- LitGPT -------------------------------------------------------------------------------------------
+# --- PEFT's own comparison of methods -----------------------------------------------------------------
 
-LIGHTNING = "Lightning AI"
-LITGPT = Source(
-    "LitGPT tutorial", LIGHTNING, "LitGPT, tutorials/finetune_lora.md and resource-tables.md",
-    "table of Llama 2; finetune/lora.py", "2023-10-27",
+PEFT = Source(
+    "PEFT comparison", "Hugging Face", "PEFT, method_comparison/MetaMathQA", "results with their settings; run.py and utils.py",
+    "2026-07-20",
 )  # fmt: skip
-HUB = Source(
-    "LitGPT config hub", LIGHTNING, "LitGPT, config_hub/finetune/README.md", "table, and the configurations that it lists",
-    "versions of 2024-04-24 to 2024-09-27",
+PEFT_STATED = (
+    "L40S", "transformers 5.13.1, PEFT 0.19.2.dev0, PyTorch 2.13.0", "Llama-3.2-3B", "batch 4, no accumulation",
+    "cut to 768 tokens", "bf16 weights, no autocast", "torch's AdamW", "no checkpointing", "the loss on all logits at once",
 )  # fmt: skip
-NAMED = {"full": "full", "lora": "LoRA", "qlora": "QLoRA", "nf4": "QLoRA", "nf4-dq": "QLoRA + DQ"}
-LONG = {
-    "tinyllama-1.1b": "TinyLlama-1.1B", "llama2-7b": "Llama-2-7B", "llama2-13b": "Llama-2-13B", "mistral-7b-v0.1": "Mistral-7B",
-    "llama3-8b": "Llama-3-8B", "llama3.2-1b": "Llama-3.2-1B", "llama3.2-3b": "Llama-3.2-3B",
-}  # fmt: skip
-PRINTED = dict(unit="GB", unit_because="LitGPT divides torch's peak of allocated bytes by 1e9")
-LITGPT_STATED = (
-    "A100", "longest example of Alpaca forced into the first step, 1304 tokens of Llama 2", "bf16-true",
-    "rank 8 on queries and values, dropout 0.05",
-    "AdamW", "no checkpointing on one GPU", "the head's product and the loss in pieces of 128 tokens",
-)  # fmt: skip
-HUB_STATED = (
-    "A10G", "Alpaca2k cut to 512 tokens", "bf16-true", "AdamW", "no checkpointing on one GPU",
-    "the head's product and the loss in pieces of 128 tokens",
-)  # fmt: skip
+PEFT_OPEN = (
+    "four sequences of 768 tokens: only those of at most 1300 characters are taken",
+    "the figure is of reserved memory: we take that no more is reserved than what is allocated at the peak",
+)
 
 
-def _litgpt() -> list[Figure]:
-    rows = [  # model, quantization, double, sequences, GB
-        ("llama2-7b", "none", False, 1, 21.30), ("llama2-7b", "nf4", False, 1, 14.14), ("llama2-7b", "nf4", True, 1, 13.84),
-        ("llama2-7b", "none", False, 2, 29.07), ("llama2-13b", "none", False, 1, 38.12), ("llama2-13b", "nf4", False, 1, 23.14),
-        ("llama2-13b", "nf4", True, 1, 22.55),
+def _outputs_named(work: Workload) -> int:
+    """`outputs` holds the logits, in 16 bits, until the next forward pass."""
+    return work.tokens * work.shape.vocab_size * work.width
+
+
+def without_autocast(work: Workload) -> int:
+    """An adapter without dropout reads and keeps what PEFT has turned to fp32, and gives fp32; and there is no 16-bit copy of
+    its matrices. All else is as wide as with autocast, where the base has 16 bits already."""
+    widths = sum(work.shape.linear_modules[name][0] for name in work.adapted)
+    per_token = (widths + len(work.adapted) * work.rank) * (work.adapter_width - work.width)
+    return work.shape.num_layers * work.tokens * per_token - saved_bytes(work)["weight copies"]
+
+
+def _peft() -> list[Figure]:
+    """Of several runs with the same settings one."""
+    rows = [  # method, rank, modules, and in words, bytes
+        ("lora", 32, QV, "queries and values", 22_292_725_760), ("lora", 64, QV, "queries and values", 22_552_772_608),
+        ("lora", 10, MLP, "the MLP", 24_698_159_104), ("full", 0, (), "", 38_868_615_168),
     ]  # fmt: skip
+    logits = Difference("the logits, 16-bit, have a name until the step is over", _outputs_named)
+    wide = Difference("no autocast: adapters read and keep fp32", without_autocast, "blocks wait")
     figures = []
-    for model, quantization, double, batch, value in rows:
-        method = "lora" if quantization == "none" else "qlora"
-        work = Workload(
-            _shape(model), method, batch, 1304, rank=8, targets=QV, quantization=quantization, double_quant=double,
-            optimizer="adamw" if method == "lora" else "paged_adamw", loss="chunked", **BF16,
-        )  # fmt: skip
-        named = method if method == "lora" else "nf4" + "-dq" * double
+    for method, rank, targets, where, value in rows:
+        adapters = dict(rank=rank, targets=targets, dropout=0.0, adapter_dtype="fp32") if rank else {}
+        work = Workload(_shape("llama3.2-3b"), method, 4, 768, **{**BF16, **adapters})
+        name = f"lora-{rank}-{'mlp' if targets == MLP else 'qv'}" if rank else method
+        what = f"LoRA, rank {rank} on {where}" if rank else method
         figures.append(Figure(
-            f"litgpt.{model}.{named}.{batch}x1304", LITGPT,
-            f"{NAMED[named]} on {LONG[model]}{', batch 2' * (batch == 2)}", value, **PRINTED, work=work,
-            stated=(*LITGPT_STATED, f"micro-batch of {batch}"),
-            because=LITGPT_WORDS + LITGPT_4BIT * (method == "qlora"),
-            differs=(LITGPT_LOGITS, LITGPT_LOSS, *([LITGPT_HEAD, LITGPT_HEAD_READ, LITGPT_INPUTS] if method == "qlora" else [])),
-        ))  # fmt: skip
-    return figures
-
-
-def _litgpt_hub() -> list[Figure]:
-    rows = [  # model, method, sequences of a micro-batch, of a step, GB
-        ("tinyllama-1.1b", "full", 4, 32, 14.10), ("tinyllama-1.1b", "lora", 8, 8, 13.50), ("tinyllama-1.1b", "qlora", 8, 8, 16.24),
-        ("llama2-7b", "lora", 2, 8, 19.77), ("llama2-7b", "qlora", 2, 8, 13.68),
-        ("mistral-7b-v0.1", "lora", 2, 8, 20.66), ("mistral-7b-v0.1", "qlora", 2, 8, 14.29),
-        ("llama3-8b", "lora", 1, 8, 19.73), ("llama3-8b", "qlora", 2, 8, 17.41),
-        ("llama3.2-1b", "full", 4, 64, 8.70), ("llama3.2-1b", "lora", 1, 8, 4.49), ("llama3.2-1b", "qlora", 2, 8, 5.53),
-        ("llama3.2-3b", "full", 4, 64, 16.51), ("llama3.2-3b", "lora", 1, 8, 9.67), ("llama3.2-3b", "qlora", 2, 8, 10.30),
-    ]  # fmt: skip
-    figures = []
-    for model, method, batch, step, value in rows:
-        all_linear = model == "tinyllama-1.1b"  # its configurations adapt the head besides
-        adapters = {} if method == "full" else dict(rank=32, dropout=0.05, targets="all-linear" if all_linear else QV)
-        work = Workload(
-            _untied(_shape(model)), method, batch, 512, accumulation=step // batch, double_quant=False, loss="chunked",
-            **adapters, **BF16,
-        )  # fmt: skip
-        stated = (*HUB_STATED, f"micro-batches of {batch}, {step} a step")
-        stated += ("the head is not tied to the embedding",) * _shape(model).tied_embeddings
-        if method != "full":
-            where = "all linear layers and the head" if all_linear else "queries and values"
-            stated += (f"rank 32 on {where}, dropout 0.05",)
-        stated += ("NF4 without double quantization",) * (method == "qlora")
-        differs = [LITGPT_LOGITS, LITGPT_LOSS]
-        differs += [LITGPT_HEAD, LITGPT_HEAD_READ, LITGPT_INPUTS] if method == "qlora" else []
-        differs += [LITGPT_ADAPTER] if adapters and all_linear else []
-        figures.append(Figure(
-            f"litgpt-hub.{model}.{method}", HUB, f"{NAMED[method]} on {LONG[model]}", value, **PRINTED, work=work, stated=stated,
-            because=LITGPT_WORDS + LITGPT_4BIT * (method == "qlora"), differs=tuple(differs),
+            f"peft.llama3.2-3b.{name}", PEFT, what, round(value / 1e9, 3), "GB", unit_because="the file gives bytes", work=work,
+            stated=(*PEFT_STATED, *([f"rank {rank} on {where}, no dropout", "fp32 adapters"] if rank else [])), assumed=PEFT_OPEN,
+            differs=(logits, wide) if rank else (logits,),
         ))  # fmt: skip
     return figures
 
@@ -335,4 +254,4 @@ def _study() -> list[Figure]:
     ]  # fmt: skip
 
 
-FIGURES: tuple[Figure, ...] = (*_torchtune(), *_litgpt(), *_litgpt_hub(), *_qlora(), *_study())
+FIGURES: tuple[Figure, ...] = (*_torchtune(), *published_litgpt.FIGURES, *_peft(), *_qlora(), *_study())

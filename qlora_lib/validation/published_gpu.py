@@ -8,7 +8,7 @@ Figures that say "more than" or "less than" are held to that. Published speeds (
 roofline's limit only: no step is faster than its products at the card's peak, no token than its weights can be read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,15 @@ UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
 AT_THE_LOSS = ("start of backward", "gradient of the head", "loss, in pieces")
 NOTHING_WAITS = ("recomputed block", "end of backward", "optimizer")
 GOAL = 0.15  # for figures whose source states its settings
+OTHERWISE = "otherwise"  # of counts by moment: at all that are not named
+ELSEWHERE = "at another moment: what the stock stack holds there, less its own peak"
+
+# Weights and all else in bf16, no autocast; a loop of the program's own.
+BF16 = dict(dtype="bf16", weight_dtype="bf16", adapter_dtype="bf16", device="cuda", trainer=False)
+QV = ("q_proj", "v_proj")
+
+Count = Callable[[Workload], int]
+Counts = Mapping[str, Count]  # by moment
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,17 @@ class Difference:
     """Something that the program holds and the stock stack does not, or the other way round."""
 
     words: str
-    count: Callable[[Workload], int]  # bytes to add, from the settings
+    count: Count | Counts  # bytes to add, from the settings: the same whenever it is held, or by moment
     when: Literal["always", "the loss", "blocks wait", "the update"] = "always"
 
-    def at(self, moment: str) -> bool:
-        """Whether it is held then."""
+    def bytes(self, work: Workload, moment: str | None) -> int:
+        """Bytes that it adds then; nothing where it is not held."""
+        if not callable(self.count):
+            count = self.count.get(moment, self.count.get(OTHERWISE))
+            return count(work) if count else 0
+        return self.count(work) if self._held(moment) else 0
+
+    def _held(self, moment: str | None) -> bool:
         if self.when == "the loss":
             return moment in AT_THE_LOSS
         if self.when == "the update":
@@ -72,6 +87,8 @@ class Figure:
     bound: Literal["equals", "more than", "less than"] = "equals"
     because: tuple[str, ...] = ()  # what the model leaves out of that program, in words
     differs: tuple[Difference, ...] = ()  # what of it can be counted
+    # Of that program, where its step has others than the stock stack has.
+    moments: Callable[[Workload], Mapping[str, int]] | None = None
 
     @property
     def bytes(self) -> int:
@@ -88,8 +105,8 @@ class Compared:
     moment: str | None  # of a step, at which it is highest
     holds: bool | None  # of a figure that is a bound
     error: float | None  # predicted over published, less one; None of a bound
-    differences: tuple[tuple[str, int], ...]  # counted ones, from the settings, each at its moment
-    with_differences: float | None  # the error with those that are held at the same moment
+    differences: tuple[tuple[str, int], ...]  # counted ones, from the settings: those held when that program holds the most
+    with_differences: float | None  # the error with these
     impossible: str | None  # the settings as stated need more than the figure, whatever a step adds
     explanation: str | None  # of an error above LIMIT: from the settings
 
@@ -102,6 +119,11 @@ class Compared:
         """Whether the error is within GOAL; None of a bound."""
         return None if self.error is None else abs(self.error) <= GOAL
 
+    @property
+    def counted(self) -> float | None:
+        """The error with what can be counted of the program's differences; None of a bound."""
+        return self.error if self.with_differences is None else self.with_differences
+
 
 @dataclass(frozen=True)
 class PublishedErrors:
@@ -109,9 +131,11 @@ class PublishedErrors:
 
     groups: dict[str, Errors]  # by GROUPS
     with_differences: dict[str, Errors]  # the same, with what can be counted of each program's differences
-    within_goal: tuple[str, ...]  # keys of figures whose settings are stated
+    within_goal: tuple[str, ...]  # keys of figures whose settings are stated: as predicted, of the stock stack
     beyond_goal: tuple[str, ...]
-    impossible: tuple[str, ...]  # among the latter: the stated settings need more than the figure; in no group
+    counted_within_goal: tuple[str, ...]  # the same keys, with what can be counted of each program's differences
+    counted_beyond_goal: tuple[str, ...]
+    impossible: tuple[str, ...]  # among those beyond: the stated settings need more than the figure; in no group
     bounds_hold: int
     bounds: int
 
@@ -158,7 +182,7 @@ def least(work: Workload) -> int:
 
 def compare(figure: Figure) -> Compared:
     bytes_, moment = predicted(figure)
-    differences = tuple((d.words, d.count(figure.work)) for d in figure.differs)
+    with_all, differences = with_differences(figure)
     if figure.bound != "equals":
         holds = bytes_ > figure.bytes if figure.bound == "more than" else bytes_ < figure.bytes
         return Compared(figure, figure.bytes, bytes_, moment, holds, None, differences, None, None, None)
@@ -171,20 +195,22 @@ def compare(figure: Figure) -> Compared:
         )
     return Compared(
         figure, figure.bytes, bytes_, moment, None, error, differences,
-        with_differences(figure) / figure.bytes - 1 if differences else None,
+        with_all / figure.bytes - 1 if figure.differs else None,
         impossible,
         _explanation(figure, differences, impossible) if abs(error) > LIMIT else None,
     )  # fmt: skip
 
 
-def with_differences(figure: Figure) -> int:
-    """The highest of all moments, each with the differences that are held then."""
-    if figure.quantity != "peak":
-        return predicted(figure)[0] + sum(d.count(figure.work) for d in figure.differs)
-    return max(
-        held + sum(d.count(figure.work) for d in figure.differs if d.at(moment))
-        for moment, held in step_memory(figure.work).moments.items()
-    )
+def with_differences(figure: Figure) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """(bytes, and what they consist of beside the prediction) at the highest of all moments, each with what is held then."""
+    work, (plain, moment) = figure.work, predicted(figure)
+    held = {moment: plain}
+    if figure.quantity == "peak":
+        held = figure.moments(work) if figure.moments else step_memory(work).moments
+    added = {name: tuple((d.words, d.bytes(work, name)) for d in figure.differs) for name in held}
+    highest = max(held, key=lambda name: held[name] + sum(n for _, n in added[name]))
+    parts = ((ELSEWHERE, held[highest] - plain), *added[highest]) if figure.differs else ()
+    return held[highest] + sum(n for _, n in added[highest]), tuple((words, n) for words, n in parts if n)
 
 
 def _explanation(figure: Figure, differences, impossible: str | None) -> str:
@@ -216,6 +242,11 @@ def to_text(compared: list[Compared]) -> str:
             f"{name}: {e.cases} figures, mean {e.mean_absolute:.1%}, worst {e.worst:+.1%}; with counted differences mean "
             f"{more.mean_absolute:.1%}, worst {more.worst:+.1%}"
         )
+    within, of, counted = errors.within_goal, (*errors.within_goal, *errors.beyond_goal), errors.counted_within_goal
+    lines.append(
+        f"settings stated, within {GOAL:.0%}: {len(within)} of {len(of)}, with counted differences {len(counted)}; impossible as "
+        f"stated: {', '.join(errors.impossible) or 'none'}"
+    )
     return "\n".join(lines)
 
 
@@ -229,14 +260,15 @@ def errors_of_published(compared: list[Compared]) -> PublishedErrors:
     """How large the errors are, apart for figures whose settings are stated and those where we assume some."""
     known = [c for c in compared if c.error is not None]
     groups = {name: [c for c in known if belongs(c) and not c.impossible] for name, belongs in GROUPS.items()}
-    counted = lambda c: c.error if c.with_differences is None else c.with_differences  # noqa: E731
     stated = [c for c in known if c.settings_stated]
     bounds = [c.holds for c in compared if c.holds is not None]
     return PublishedErrors(
         groups={name: Errors.of({c.figure.key: c.error for c in some}) for name, some in groups.items() if some},
-        with_differences={name: Errors.of({c.figure.key: counted(c) for c in some}) for name, some in groups.items() if some},
+        with_differences={name: Errors.of({c.figure.key: c.counted for c in some}) for name, some in groups.items() if some},
         within_goal=tuple(c.figure.key for c in stated if c.within),
         beyond_goal=tuple(c.figure.key for c in stated if not c.within),
+        counted_within_goal=tuple(c.figure.key for c in stated if abs(c.counted) <= GOAL),
+        counted_beyond_goal=tuple(c.figure.key for c in stated if abs(c.counted) > GOAL),
         impossible=tuple(c.figure.key for c in stated if c.impossible),
         bounds_hold=sum(bounds),
         bounds=len(bounds),
