@@ -20,13 +20,14 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --no-input
 AGAIN = { echo "error: set-up stopped; mend the cause above, then run it again: what was downloaded is kept" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report smoke test fuzz constraints clean FORCE
+.PHONY: help setup report smoke test fuzz faults constraints clean FORCE
 .SUFFIXES:
 
 help:
 	@echo "make report [PROFILE=demo]  set up, run the profile, write report/PROFILE.pdf and the HTML"
 	@echo "make test [TEST_ARGS=...]   set up, then all tests"
 	@echo "make fuzz [INPUTS=10000]    hostile profiles, records, data, models, archives and arguments; some minutes"
+	@echo "make faults                kills, full disks, lost networks and the rest, each really caused; some minutes"
 	@echo "make smoke                  set up, then the smallest profile end to end (no download)"
 	@echo "make setup                  build .venv alone; PYTHON=, TORCH_ARGS=, PIP_ARGS=: see docs/INSTALL.md"
 	@echo "make constraints            renew the exact versions in constraints.txt"
@@ -44,6 +45,11 @@ test: setup
 # New inputs each time; what fails is printed with the line that brings it back.
 fuzz: setup
 	QLORA_FUZZ=$(INPUTS) .venv/bin/python -m pytest $(TEST_ARGS) tests/fuzz
+
+# Each fault that the README promises to survive; its table there is made of what this finds.
+faults: setup
+	QLORA_FAULTS=all .venv/bin/python -m pytest $(TEST_ARGS) -m promise tests
+	.venv/bin/python tests/promises.py
 
 setup: .venv/.ready
 

@@ -2,7 +2,8 @@
 
 How it works: `study` starts `python -m qlora_lib.arm` with a job on standard input, so that the
 peak memory of an arm is its own and the allocator's settings can be given before it starts.
-Nothing is printed on standard output; the record is written last, atomically.
+Nothing is printed on standard output; the record is written last, atomically. Where several processes train together, each
+runs this; what is not training the first does alone (processes.py), and only the first says what it does and writes.
 """
 
 import os
@@ -11,15 +12,17 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qlora_lib import processes
+from qlora_lib.checkpoints import checkpoint_size, drop_partial
 from qlora_lib.claimed import computing
 from qlora_lib.config import Settings
-from qlora_lib.errors import QloraError
+from qlora_lib.errors import QloraError, no_room, one_line, out_of_memory
 from qlora_lib.hardware import quiet_logs
-from qlora_lib.job import ADAPTER_DIR, SCRATCH, MODEL_DIR, Job
+from qlora_lib.job import ADAPTER_DIR, OUT_OF_MEMORY, SCRATCH, MODEL_DIR, Job
 from qlora_lib.leaving import Left, leave_with
 from qlora_lib.records import (
     ModelInfo,
@@ -45,12 +48,13 @@ class _Stages:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def run(job: Job) -> RunRecord:
-    """Run one arm and write `job.out/record.json`."""
+def run(job: Job) -> RunRecord | None:
+    """Run one arm and write `job.out/record.json`; None in a process that trains with others and does not lead them."""
     begun = time.perf_counter()
     stages, notes = _Stages(), []
     s, method = job.settings, job.arm.method
-    say = lambda text: print(f"[{job.arm.name}] {text}", file=sys.stderr, flush=True)  # noqa: E731
+    first = (processes.launched() or processes.ALONE).rank == 0 or job.processes == 1
+    say = lambda text: first and print(f"[{job.arm.name}] {text}", file=sys.stderr, flush=True)  # noqa: E731
 
     with stages("start"):
         if unsloths := s.runtime.backend == "unsloth":
@@ -68,6 +72,7 @@ def run(job: Job) -> RunRecord:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", hardware.usable_cpus())))
         torch.manual_seed(s.seed)
         on = hardware.device()
+        together = processes.join(on) if job.processes > 1 else processes.current()
         asset = resolve_model(s.model.name)
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all that is needed is here now
     with stages("data"):
@@ -77,9 +82,14 @@ def run(job: Job) -> RunRecord:
         if method != "base" and data.info.task is None:  # too little text is told before a model is loaded
             data.windows("train"), data.windows("validation")
     with stages("load"):
-        dtype = hardware.choose_dtype(s.train.precision, on)
+        dtype = together.from_first(lambda: hardware.choose_dtype(s.train.precision, on))
+        if sharded := s.runtime.sharding == "fsdp" and method != "base":
+            from qlora_lib import sharding
+
+            sharding.check(on, dtype)
+            sharding.prepare_environment()
         model = _load(job, asset.path, dtype, on)
-        if dtype.name == "fp16" and not finite_loss(model, data):
+        if dtype.name == "fp16" and not together.from_first(lambda: finite_loss(model, data)):
             del model
             dtype = hardware.DType("fp32", "fp16 gave a loss that is not finite on this model")
             model = _load(job, asset.path, dtype, on)
@@ -87,10 +97,11 @@ def run(job: Job) -> RunRecord:
             model.requires_grad_(False)
         footprint = model.get_memory_footprint()
 
-    generation = outcome = flops = None
+    generation = outcome = flops = peak = sizes = None
+    measure = lambda: (model_bytes(model), count_parameters(model), _model_info(asset, model))  # noqa: E731
     peak_before = 0
     what = "perplexity" if data.info.task is None else "score"
-    if s.evaluation.perplexity:
+    if s.evaluation.perplexity and first:
         with stages(what):
             earlier = scored_before(job.before_from, dtype.name, method)
             if earlier and scoring.take(earlier):
@@ -105,13 +116,26 @@ def run(job: Job) -> RunRecord:
             if unsloths:
                 model = unsloth.attach(model, s)
             else:
-                model = models.prepare_for_training(model, method, s.train.gradient_checkpointing)
+                prepare = sharding.prepare_for_training if sharded else models.prepare_for_training
+                model = prepare(model, method, s.train.gradient_checkpointing)
                 if method in ("lora", "qlora"):
                     model = models.attach_lora(model, s.lora, s.seed)
+                    if sharded:
+                        sharding.adapters_to(model, dtype.torch)
+            sizes = measure() if sharded else None  # while the weights are whole
         peak_before = peak_resident_bytes()  # training resets the meter
-        say(f"training ({method}, {dtype.name}: {dtype.reason})")
+        together.wait()  # for the first, which scores
+        others = f", {together.world} processes" if together.world > 1 else ""
+        say(f"training ({method}, {dtype.name}: {dtype.reason}{others})")
         with stages("train"):
             outcome = train(model, data, s, dtype, on, job.out)
+        if data.info.task is None:  # FLOPs are counted for windows of one length
+            with stages("flops"):
+                flops = _flops(model.config, s, method)
+            with stages("peak"):  # of all processes, measured while each measures its own
+                peak = _together(together.gather(hardware.peak_flops(dtype, on)))
+        if not together.leads:
+            return None
         if outcome.stopped:
             say(f"stopped: {outcome.stopped}")
             notes.append(outcome.kept)
@@ -119,9 +143,6 @@ def run(job: Job) -> RunRecord:
             with stages(what):
                 say(f"{what} after training")
                 scoring.after(model)
-        if data.info.task is None:  # FLOPs are counted for windows of one length
-            with stages("flops"):
-                flops = _flops(model.config, s, method)
     if s.evaluation.new_tokens and not (outcome and outcome.stopped):
         with stages("decode"):
             from qlora_lib.metrics.speed import decode_speed
@@ -130,10 +151,7 @@ def run(job: Job) -> RunRecord:
             if s.train.gradient_checkpointing and outcome:
                 model.gradient_checkpointing_disable()  # it excludes the key/value cache
             generation = decode_speed(model, tokenizer, s.evaluation.prompt, s.evaluation.new_tokens, s.evaluation.repeats, s.runtime.fast)
-    with stages("peak"):
-        peak = hardware.peak_flops(dtype, on) if flops else None
-
-    bytes_ = model_bytes(model)
+    bytes_, counts, info = sizes or measure()
     with stages("save"):
         files, on_disk = _save(model, job, asset.path, bool(outcome and outcome.stopped))
     record = RunRecord(
@@ -145,10 +163,10 @@ def run(job: Job) -> RunRecord:
         method=method,
         derived_from=job.arm.derived_from,
         seed=s.seed,
-        model=_model_info(asset, model),
+        model=info,
         data=data.info,
         settings=s.model_dump(exclude={"seed"}),
-        parameters=Parameters(**count_parameters(model)),
+        parameters=Parameters(**counts),
         size_bytes=SizeBytes(
             base=bytes_.base,
             adapter=bytes_.adapter,
@@ -169,6 +187,7 @@ def run(job: Job) -> RunRecord:
             device=on if on == "cpu" else hardware.device_name(on),
             cpu=hardware.cpu_name(),
             threads=torch.get_num_threads(),
+            processes=together.world,
             memory_bytes=hardware.total_memory(),
             platform=hardware.platform_name(),
             dtype=dtype.name,
@@ -194,6 +213,8 @@ def run(job: Job) -> RunRecord:
 
 def _load(job: Job, base: Path, dtype, on: str):
     """The arm's base: as published, or the weights that an earlier arm trained."""
+    import torch
+
     from qlora_lib import models
     from qlora_lib.config import Quantization
 
@@ -202,18 +223,20 @@ def _load(job: Job, base: Path, dtype, on: str):
         from qlora_lib import unsloth
 
         return unsloth.load(base, s, job.arm.method, dtype)
-    weights = models.weight_dtype(job.arm.method, dtype)
+    weights, storage = models.weight_dtype(job.arm.method, dtype), torch.uint8
+    if s.runtime.sharding == "fsdp" and job.arm.method != "base":
+        on, storage = "cpu", weights  # each process's part goes to its GPU later
     if job.derived_from is None:
-        return models.load_base(base, s.quantization, weights, on)
+        return models.load_base(base, s.quantization, weights, on, storage)
     trained = job.derived_from / MODEL_DIR
     if trained.is_dir():
-        return models.load_base(trained, s.quantization, weights, on)
+        return models.load_base(trained, s.quantization, weights, on, storage)
     with tempfile.TemporaryDirectory(dir=job.out, prefix=SCRATCH) as merged:
         plain = models.load_base(base, Quantization(), weights, on)
         plain = models.merge_adapter(models.load_adapter(plain, job.derived_from / ADAPTER_DIR))
         plain.save_pretrained(merged)
         del plain
-        return models.load_base(Path(merged), s.quantization, weights, on)
+        return models.load_base(Path(merged), s.quantization, weights, on, storage)
 
 
 def _flops(config, s: Settings, method: str):
@@ -231,6 +254,14 @@ def _flops(config, s: Settings, method: str):
         gradient_checkpointing=t.gradient_checkpointing,
         accumulation=t.gradient_accumulation_steps,
     )
+
+
+def _together(peaks: list[tuple[float | None, str]]) -> tuple[float | None, str]:
+    """(FLOP/s of all processes, which peak that is)."""
+    rates, what = [rate for rate, _ in peaks], peaks[0][1]
+    if len(peaks) == 1:
+        return peaks[0]
+    return None if None in rates else sum(rates), f"{what}, the sum of {len(peaks)} processes"
 
 
 def _utilization(flops, trained: Train | None, peak) -> dict:
@@ -264,12 +295,16 @@ def _save(model, job: Job, base: Path, stopped: bool) -> tuple[dict[str, str], i
     if stopped or not job.settings.train.keep_model:
         return {}, None
     folder = job.out / (MODEL_DIR if method == "full" else ADAPTER_DIR)
-    shutil.rmtree(folder, ignore_errors=True)
+    sharded = job.settings.runtime.sharding == "fsdp"  # then training has saved it
+    if not sharded:
+        shutil.rmtree(folder, ignore_errors=True)
     if method == "full":
-        model.save_pretrained(folder)
+        if not sharded:
+            model.save_pretrained(folder)
         on_disk = folder_bytes(folder)
     else:
-        models.save_adapter(model, folder)
+        if not sharded:
+            models.save_adapter(model, folder)
         on_disk = folder_bytes(folder) + folder_bytes(base)
     files = {str(p.relative_to(job.out)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     return files, on_disk
@@ -305,35 +340,40 @@ def main(with_parent: bool = False) -> int:
     job = Job.from_json(sys.stdin.readline())
     if with_parent:
         leave_with(sys.stdin)
+    return perform(job)
+
+
+def perform(job: Job) -> int:
+    """Run a job and return its exit code. Of processes that fail together, the first to fail says why, in one line."""
+    leads = (processes.launched() or processes.ALONE).rank == 0
+    tell = lambda line: processes.speaks() and print(line, file=sys.stderr)  # noqa: E731
     try:
-        with computing(job.out):
+        with computing(job.out) if leads else nullcontext():
             run(job)
     except Left as left:
-        print(f"[{job.arm.name}] left after step {left.step}: the same command goes on from there", file=sys.stderr)
+        if leads:
+            print(f"[{job.arm.name}] left after step {left.step}: the same command goes on from there", file=sys.stderr)
         return left.exit_code
     except KeyboardInterrupt:
         return 130
     except Exception as e:
         if os.environ.get("QLORA_DEBUG"):
             traceback.print_exc()
-        if out_of_memory(e):
-            e = QloraError(
-                f"arm '{job.arm.name}' ran out of memory",
-                "Set train.batch_size lower, or train.gradient_checkpointing=true",
-            )
-        elif not isinstance(e, QloraError):
-            e = QloraError(
+        if processes.lost_others(e):
+            return processes.LOST
+        if out_of_memory(e):  # `study` says what to do: here there may be no memory for as much as that
+            tell(f"[{job.arm.name}] ran out of memory: {one_line(e):.200}")
+            return OUT_OF_MEMORY
+        if not isinstance(e, QloraError):
+            if leads:
+                drop_partial(job.out)  # of no use; and where the disk is full, their room is
+            e = no_room(e, job.out, checkpoint_size(job.out), "; the same command goes on from the newest whole checkpoint") or QloraError(
                 f"arm '{job.arm.name}': {type(e).__name__}: {e!s:.300}",
                 "This was not foreseen: `qlora --debug ...` shows where it comes from",
             )
-        print(f"error: {e}", file=sys.stderr)
+        tell(f"error: {e}")
         return e.exit_code
     return 0
-
-
-def out_of_memory(e: Exception) -> bool:
-    """PyTorch has an error class for a GPU's memory and none for a CPU's."""
-    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(e)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from qlora_lib.errors import QloraError
 from qlora_lib.fast.install import uninstall
 from qlora_lib.metrics.speed import decode_speed
 from qlora_lib.paths import write_atomic
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 SEED = 0
 BUDGET = 40.0  # seconds of timed steps; what comes before and after takes about as long again

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from qlora_lib.assets.store import sha256_of
-from qlora_lib.paths import write_atomic
+from qlora_lib.paths import clear_abandoned, write_atomic
 
 COMPLETE = "complete.json"  # the marker
 FOLDER = "checkpoints"
@@ -19,6 +19,7 @@ FOLDER = "checkpoints"
 
 def seal(checkpoint: Path, measured: dict) -> None:
     """Write the marker of a checkpoint whose files are all written."""
+    clear_abandoned(checkpoint / COMPLETE)  # of a process killed here: before the files are counted, not while the marker is written
     files = {p.relative_to(checkpoint).as_posix(): sha256_of(p) for p in sorted(checkpoint.rglob("*")) if p.is_file()}
     files.pop(COMPLETE, None)
     write_atomic(checkpoint / COMPLETE, json.dumps({"measured": measured, "files": files}))
@@ -62,6 +63,19 @@ def _damage(checkpoint: Path) -> str | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{COMPLETE} cannot be read"
     return None
+
+
+def checkpoint_size(out: Path) -> str:
+    """What a checkpoint of this run takes, in words, where one has been written; else nothing."""
+    sizes = [sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) for folder in _numbered(out) if (folder / COMPLETE).exists()]
+    return f"a checkpoint takes {max(sizes) / 2**20:.1f} MiB" if sizes else ""
+
+
+def drop_partial(out: Path) -> None:
+    """Remove checkpoints whose marker was never written."""
+    for folder in _numbered(out):
+        if not (folder / COMPLETE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_good_checkpoint(out: Path, bad_from: int) -> Path | None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from qlora_lib.checking import dotted_keys, parse_yaml, set_dotted, validate
 from qlora_lib.errors import UsageError, nearest
+from qlora_lib.processes import share
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 MOST_ARMS = 1000  # of a profile: a few lists of values multiply to more than can be looked at, let alone run
@@ -65,7 +66,7 @@ class Lora(Section):
 class Train(Section):
     max_steps: int = Field(32, ge=1, le=10_000_000)  # optimizer steps
     epochs: float | None = Field(None, gt=0)  # stops earlier when the data ends first
-    batch_size: int = Field(4, ge=1)  # sequences a forward pass
+    batch_size: int = Field(4, ge=1)  # sequences a forward pass; times the next: a step's windows, over all processes
     gradient_accumulation_steps: int = Field(1, ge=1)
     learning_rate: float = Field(2e-4, gt=0, le=1)
     warmup_steps: int = Field(0, ge=0)
@@ -110,6 +111,8 @@ class Runtime(Section):
     keep_freed_memory: bool = True  # glibc: reuse large blocks in place of returning them
     meter_tensors: bool = True  # follow allocator events through one training step
     fast: bool = True  # forwards, loss, optimizer and decoder of qlora_lib.fast where they apply; false: the stock stack
+    processes: int = Field(1, ge=1, le=1024)  # that train together, a GPU or a share of the CPU each; threads are of one of them
+    sharding: Literal["none", "fsdp"] = "none"  # fsdp: each process holds a part of the weights; needs CUDA and processes > 1
 
 
 class Needs(Section):
@@ -259,6 +262,8 @@ class Profile(Settings):
             )
         if settings.runtime.backend == "unsloth":
             check_unsloth(settings, arm.method, where)
+        if arm.method != "base":
+            check_processes(settings, where)
         return settings
 
 
@@ -269,8 +274,33 @@ def check_unsloth(settings: Settings, method: str, where: str) -> None:
         raise UsageError(f"runtime.backend is 'unsloth' with method {method} in {where}", "It serves lora and qlora: set it to peft")
     if method == "qlora" and (q.format, q.double_quant) != ("nf4", True):
         raise UsageError(f"runtime.backend is 'unsloth' without NF4 and double quantization in {where}", "Set quantization.format to nf4 and quantization.double_quant to true, or the back end to peft")
+    if settings.runtime.processes > 1:
+        raise UsageError(f"runtime.backend is 'unsloth' with {settings.runtime.processes} processes in {where}", "Set runtime.processes to 1, or the back end to peft")
     if settings.runtime.fast:
         raise UsageError(f"runtime.backend is 'unsloth' and runtime.fast is true in {where}", "Both replace the model's forwards: set runtime.fast to false")
+
+
+def check_processes(settings: Settings, where: str) -> None:
+    """A step's windows must divide by the processes; what FSDP leaves no choice in is told."""
+    t, r = settings.train, settings.runtime
+    try:
+        share(t.batch_size, t.gradient_accumulation_steps, r.processes)
+    except ValueError:
+        raise UsageError(
+            f"{r.processes} processes cannot share a step of train.batch_size {t.batch_size} x "
+            f"train.gradient_accumulation_steps {t.gradient_accumulation_steps} in {where}",
+            f"Make one of the two a multiple of {r.processes}",
+        ) from None
+    if r.sharding == "none":
+        return
+    if r.processes == 1:
+        raise UsageError(f"runtime.sharding is 'fsdp' with one process in {where}", "Set runtime.processes to the number of GPUs, or runtime.sharding to none")
+    if r.fast:
+        raise UsageError(f"runtime.sharding is 'fsdp' and runtime.fast is true in {where}", "The fast forwards read weights that FSDP has taken apart: set runtime.fast to false")
+    if t.optimizer.startswith("paged"):
+        raise UsageError(f"runtime.sharding is 'fsdp' with train.optimizer {t.optimizer} in {where}", "Its states cannot be saved in a checkpoint there: set it to adamw_torch")
+    if settings.evaluation.perplexity or settings.evaluation.new_tokens:
+        raise UsageError(f"runtime.sharding is 'fsdp', and evaluation needs the whole model in one process, in {where}", "Set evaluation.perplexity to false and evaluation.new_tokens to 0, and score the result with qlora eval")
 
 
 # --- reading -----------------------------------------------------------------------------------

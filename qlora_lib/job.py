@@ -8,6 +8,7 @@ from qlora_lib.config import ArmEntry, Settings
 
 MODEL_DIR, ADAPTER_DIR = "model", "adapter"
 SCRATCH = ".scratch-"  # folders that an arm needs for a moment
+OUT_OF_MEMORY = 12  # exit code of an arm's process that memory ran out in: ENOMEM
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Job:
     key: str
     derived_from: Path | None  # results folder of the arm whose weights this one starts from
     before_from: Path | None = None  # results folder of the arm that scored this very base already
+
+    @property
+    def processes(self) -> int:
+        """How many processes run it; what is not trained has one."""
+        return 1 if self.arm.method == "base" else self.settings.runtime.processes
 
     def to_json(self) -> str:
         return json.dumps(

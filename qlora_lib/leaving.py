@@ -25,10 +25,13 @@ class Left(KeyboardInterrupt):
 class Leaving:
     """A context in which the first SIGINT or SIGTERM is noted in `asked`, and the second ends the process.
 
-    Outside of the main thread, where no handler can be set, nothing is noted.
+    Outside of the main thread, where no handler can be set, nothing is noted. Of several processes one says so.
     """
 
     asked: int | None = None  # the signal's number
+
+    def __init__(self, says: bool = True):
+        self.says = says
 
     def __enter__(self) -> "Leaving":
         self._before = {}
@@ -45,7 +48,8 @@ class Leaving:
             self.__exit__()
             raise KeyboardInterrupt
         self.asked = number
-        print("  ending this step and writing a checkpoint; once more: leave at once", file=sys.stderr, flush=True)
+        if self.says:
+            print("  ending this step and writing a checkpoint; once more: leave at once", file=sys.stderr, flush=True)
 
 
 def leave_with(pipe: IO) -> None:

@@ -31,7 +31,7 @@ from qlora_lib.assets.store import sha256_of
 from qlora_lib.config import Evaluation, Quantization
 from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.lora import dequantized, is_quantized
-from qlora_lib.paths import write_atomic
+from qlora_lib.paths import abandoned, part_of, write_atomic
 from qlora_lib.trained_on import DTYPES, Base, base_of
 
 Onto = Literal["dequantized", "original"]
@@ -144,6 +144,7 @@ def merge(
         windows, context: for `check`: how many windows or examples, of (at most) so many tokens.
     """
     out = Path(out)
+    _put_back(out)
     _check_out(out, Path(adapter), force)
     _check_kind(adapter)
     if check:
@@ -155,8 +156,8 @@ def merge(
     if onto == "dequantized" and not base.quantized:
         raise UsageError("this adapter was trained on a base that is not quantized: there is nothing to dequantize", "Give --onto original")
     written = _file_dtype(base) if dtype == "auto" else DTYPES[dtype]
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(out)
     try:
         made = merged_model(base, adapter, onto).to(written)
         made.config.dtype = written
@@ -201,11 +202,22 @@ def _check_out(out: Path, adapter: Path, force: bool) -> None:
 
 def _put(part: Path, out: Path) -> None:
     """Rename the finished folder into its place; what was there goes last."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    old = part_of(_old(out))
     if out.exists():
         os.replace(out, old)
     os.replace(part, out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(f"{out.name}.old")
+
+
+def _put_back(out: Path) -> None:
+    """Where a process was killed between the two renamings, what was there before is there again."""
+    for old in abandoned(_old(out)):
+        if not out.exists():
+            os.replace(old, out)
 
 
 # --- what each way of deploying costs --------------------------------------------------------------

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 
 from qlora_lib.config import Lora, Quantization
-from qlora_lib.errors import QloraError, UsageError, nearest, one_line
+from qlora_lib.errors import QloraError, UsageError, nearest, one_line, out_of_memory
 from qlora_lib.fast import quantize
 from qlora_lib.hardware import DType
+from qlora_lib.processes import current
 
 CHECKPOINTING = {"use_reentrant": False}  # the variant PyTorch recommends; needs no input gradients
 
@@ -36,14 +37,15 @@ def weight_dtype(method: str, dtype: DType) -> torch.dtype:
     return torch.float32 if method == "full" else dtype.torch
 
 
-def load_base(path: Path, quantization: Quantization, dtype: torch.dtype, on: str):
+def load_base(path: Path, quantization: Quantization, dtype: torch.dtype, on: str, storage: torch.dtype = torch.uint8):
     """The model of a local folder, its linear layers quantized as asked; the head stays 16/32-bit.
 
     Args:
         path: a transformers folder with safetensors.
         quantization: format `none`, `int8`, `nf4` or `fp4`; `double_quant` for the 4-bit ones.
         dtype: of the weights that are not quantized, and of the products.
-        on: `cpu` or `cuda`.
+        on: `cpu` or `cuda`; of several processes each has a GPU of its own.
+        storage: the dtype whose numbers 4-bit codes are packed into; it changes no bit of them.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -55,13 +57,15 @@ def load_base(path: Path, quantization: Quantization, dtype: torch.dtype, on: st
             model = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=dtype,
-                device_map={"": on},
-                **quantization_arguments(quantization, dtype),
+                device_map={"": torch.cuda.current_device() if on == "cuda" and current().world > 1 else on},
+                **quantization_arguments(quantization, dtype, storage),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as e:
+            if out_of_memory(e):
+                raise
             raise QloraError(f"the model in {path} cannot be loaded: {e}") from None
     keep_weights_as_packed(model)
     return model.eval()
@@ -91,7 +95,7 @@ def import_bitsandbytes():
     return bitsandbytes
 
 
-def quantization_arguments(quantization: Quantization, dtype: torch.dtype) -> dict:
+def quantization_arguments(quantization: Quantization, dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> dict:
     """Nothing for `none`: a checkpoint that was saved quantized is then loaded as it is."""
     from transformers import BitsAndBytesConfig
 
@@ -104,6 +108,7 @@ def quantization_arguments(quantization: Quantization, dtype: torch.dtype) -> di
         bnb_4bit_quant_type=quantization.format,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=storage,
     )
     return {"quantization_config": four_bit}
 
@@ -245,6 +250,8 @@ def load_adapter(model, folder: Path, trainable: bool = False, name: str = "defa
         raise
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as e:
         _take_off(model, base, name)
+        if out_of_memory(e):
+            raise
         raise QloraError(
             f"the adapter in {folder} does not load on this base: {one_line(e):.200}", "Give the adapter of this very model"
         ) from None

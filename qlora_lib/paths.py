@@ -4,8 +4,12 @@ A notebook or a shell may start anywhere inside the checkout, so folders are fou
 package's own place, and from the working directory when the package was installed as a wheel.
 """
 
+import glob
 import os
+import platform
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -59,16 +63,46 @@ def committed_records(profile: str) -> Path:
     return project_root() / "report" / "records" / profile
 
 
+def part_of(path: Path) -> Path:
+    """The hidden neighbour that this process fills before it is renamed to `path`; those that killed processes left are removed."""
+    clear_abandoned(path)
+    return path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.part")
+
+
+def abandoned(path: Path) -> list[Path]:
+    """Neighbours of `path`, files or folders, that processes of this machine were filling and will not: they are gone."""
+    left = []
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*@{glob.escape(platform.node())}.part"):
+        import psutil  # only where a process was killed
+
+        process = part.name[len(path.name) + 2 :].split("@")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            left.append(part)
+    return left
+
+
+def clear_abandoned(path: Path) -> None:
+    for left in abandoned(path):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # what cannot be removed is no reason not to write
+            left.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write the whole file or nothing: to a neighbour first, flushed, then renamed over `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         with open(part, "wb") as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
+    except OSError as e:
+        e.filename = str(path)  # of a full disk the system names none, and nobody knows the neighbour's
+        raise
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # what stands in the way of the file stands in the way of this
+            part.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """`qlora report`: what is missing is run, then notebooks, figures and PDF, each timed.
 
 How it works: the arms leave records (cached by content), and all that follows reads them. An arm
-that failed does not cost the reader the others: the pages are made from the records that are there,
-and the failure is told at the end, after the table of where the time went.
+or a notebook that failed does not cost the reader the others: the pages are made from the records that are
+there, and the failure is told at the end, after the table of where the time went.
 """
 
 import sys
@@ -52,7 +52,7 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
         committed: use the records in the repository and train nothing.
 
     Raises:
-        QloraError: when an arm failed, after the pages of the others are made.
+        QloraError: when an arm or a notebook failed, after the pages of the others are made.
     """
     stages: list[Stage] = []
 
@@ -79,10 +79,14 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
     records, source = records_of(profile.name, "committed" if committed else "own")
     html = []
     if notebooks:
-        from qlora_lib.notebooks import execute_notebooks
+        from qlora_lib.notebooks import NotebookFailed, execute_notebooks
 
         with stage("notebooks") as parts:
-            executed = execute_notebooks(profile, "committed" if committed else "own", force=force)
+            try:
+                executed = execute_notebooks(profile, "committed" if committed else "own", force=force)
+            except NotebookFailed as e:
+                failure = QloraError(f"{failure.message}; {e.message}", failure.hint) if failure else e
+                executed = e.executed
             html = [e.html for e in executed]
             parts += [Stage(e.name, e.seconds, e.cached) for e in executed]
     with stage("figures"):

@@ -1,6 +1,11 @@
-"""A progress bar over a list of work, where someone watches."""
+"""What a long piece of work tells of itself, on standard error: a line, or a bar where someone watches."""
 
+import sys
 from collections.abc import Sequence
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def bar(items: Sequence, what: str, unit: str, show: bool):

@@ -6,18 +6,20 @@ guess. Units stand in the names or here: sizes in bytes, times in seconds, rates
 losses in nats per token. Predicted and published figures are kept elsewhere.
 """
 
+import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qlora_lib.errors import QloraError
 from qlora_lib.paths import committed_records, results_dir, write_atomic
 
 SCHEMA = 1
 RECORD_NAME = "record.json"
+SEAL = "seal"
 
 
 class Part(BaseModel):
@@ -90,7 +92,7 @@ class Train(Part):
     seconds: float  # wall clock of the training steps, without evaluation and saving
     seconds_per_step: float  # median, without the first step and the metered one
     seconds_per_step_quartiles: tuple[float, float] | None = None
-    tokens_per_second: float  # tokens of a step / seconds_per_step; of a task, of all timed steps together
+    tokens_per_second: float  # tokens of a step / seconds_per_step; of a task, of all timed steps together; of all processes
     tokens_per_step: int
     timed_steps: int
     peak_memory_bytes: int  # CUDA: allocator's peak; CPU: peak resident set of the process
@@ -182,7 +184,8 @@ class Provenance(Part):
     finished: str  # ISO 8601, UTC
     device: str  # "cpu", or the GPU's name
     cpu: str
-    threads: int
+    threads: int  # of one process
+    processes: int = 1  # that trained together; what is in bytes is of one of them
     memory_bytes: int
     platform: str
     dtype: str
@@ -227,6 +230,11 @@ class RunRecord(Part):
         extra="forbid", allow_inf_nan=False, populate_by_name=True, protected_namespaces=()
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_seal(cls, values: Any) -> Any:
+        return {name: value for name, value in values.items() if name != SEAL} if isinstance(values, dict) else values
+
     def setting(self, key: str) -> Any:
         """Of `settings` by its dotted key, `quantization.format`; None where the record does not say it."""
         value: Any = self.settings
@@ -234,8 +242,13 @@ class RunRecord(Part):
             value = value.get(name) if isinstance(value, dict) else None
         return value
 
+    def document(self) -> dict[str, Any]:
+        """What a file of it holds: all values, and a seal that tells when one of them was altered afterwards."""
+        values = self.model_dump(by_alias=True, mode="json")
+        return values | {SEAL: _seal(values)}
+
     def to_json(self) -> str:
-        return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1) + "\n"
+        return json.dumps(self.document(), indent=1) + "\n"
 
     def write(self, folder: Path) -> Path:
         """Write `folder/record.json` atomically."""
@@ -244,11 +257,22 @@ class RunRecord(Part):
         return path
 
 
+def _seal(values: dict[str, Any]) -> str:
+    """SHA-256 of a record's other content, however it is laid out; no protection against whoever makes a seal of his own."""
+    rest = {name: value for name, value in values.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_record(path: Path) -> RunRecord:
-    """Read one record; a damaged or foreign file is one clear line."""
+    """Read one record; a damaged, altered or foreign file is one clear line. One without a seal is taken as it stands."""
     path = Path(path)
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        record = RunRecord.model_validate_json(text)
+        values = json.loads(text)
+        if values.get(SEAL) not in (None, _seal(values)):
+            raise QloraError(f"{path} is not as it was written", "Put the written file back, or remove it and run the arm again")
+        return record
     except FileNotFoundError:
         raise QloraError(f"no record at {path}", "Run the arm first: qlora train --help") from None
     except (ValidationError, UnicodeDecodeError, OSError) as e:

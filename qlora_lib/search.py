@@ -12,8 +12,9 @@ from typing import Any
 from qlora_lib.config import Profile
 from qlora_lib.errors import UsageError
 from qlora_lib.paths import committed_records, results_dir, write_atomic
+from qlora_lib.progress import say
 from qlora_lib.records import RunRecord
-from qlora_lib.study import run_arm, say
+from qlora_lib.study import run_arm
 
 # What a search leaves out of an arm, and a validation on more windows than the arms' curves need.
 LEAN = {

@@ -1,105 +1,30 @@
 """A profile's arms -> records, each arm once: cached by content, each in a process of its own.
 
-How it works: an arm's key is the hash of its settings, of the modules that produce numbers, of the
-identity of its model and data, of the stack's versions and of the arm it derives from. An arm is
-skipped when its folder holds a complete record with that key whose files verify. Everything else
-is run again. An arm that fails does not stop the others; it is named at the end. Several processes can
-share a folder of results: an arm that another one runs is left for the end, and its record then taken.
+How it works: an arm is skipped when its folder holds a complete record under its key (arm_keys.py) whose files
+verify. Everything else is run again. An arm that fails does not stop the others; it is named at the end. Several processes
+can share a folder of results: an arm that another one runs is left for the end, and its record then taken.
 """
 
-import hashlib
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_lib import hardware
-from qlora_lib.claimed import FolderBusy, claimed
+from qlora_lib import children
+from qlora_lib.arm_keys import arm_key, cached_record
+from qlora_lib.claimed import HOLDER_NAME, FolderBusy, claimed
 from qlora_lib.config import ArmEntry, Profile, Settings
 from qlora_lib.errors import QloraError, UsageError
-from qlora_lib.job import ADAPTER_DIR, SCRATCH, MODEL_DIR, Job
-from qlora_lib.paths import results_dir, users_path
+from qlora_lib.job import ADAPTER_DIR, OUT_OF_MEMORY, SCRATCH, MODEL_DIR, Job
+from qlora_lib.paths import results_dir
+from qlora_lib.processes import LOST
+from qlora_lib.progress import say
 from qlora_lib.records import RECORD_NAME, RunRecord, read_record
 
-PACKAGE = Path(__file__).parent
-STDERR = 2
 ASK_AGAIN = 2.0  # seconds, while another run has an arm
-LEAVE_SECONDS = 120  # for an arm to end its step and write a checkpoint
-# The modules whose code decides what a record says. The page wing is not among them: a figure's
-# style trains nothing.
-RUN_WING = (
-    "arm.py",
-    "assets/make.py",
-    "assets/registry.py",
-    "batches.py",
-    "cost/devices.py",
-    "cost/flops.py",
-    "cost/shapes.py",
-    "data.py",
-    "fast/decoder.py",
-    "fast/decoders.py",
-    "fast/elementwise.py",
-    "fast/install.py",
-    "fast/kernels.py",
-    "fast/layers.py",
-    "fast/loss.py",
-    "fast/optimizer.py",
-    "fast/quantize.py",
-    "fast/simd.py",
-    "fast/static.py",
-    "fast/threads.py",
-    "hardware.py",
-    "job.py",
-    "judges/alpaca_eval.py",
-    "judges/annotations.py",
-    "judges/base.py",
-    "judges/judged.py",
-    "judges/offline.py",
-    "judges/run.py",
-    "judges/settings.py",
-    "metrics/answers.py",
-    "metrics/length_controlled.py",
-    "metrics/memory.py",
-    "metrics/perplexity.py",
-    "metrics/scored.py",
-    "metrics/sizes.py",
-    "metrics/speed.py",
-    "metrics/squad.py",
-    "metrics/tasks.py",
-    "metrics/win_rate.py",
-    "models.py",
-    "progress.py",
-    "scoring.py",
-    "task_data.py",
-    "tasks/articles.py",
-    "tasks/chat.py",
-    "tasks/examples.py",
-    "tasks/kept.py",
-    "tasks/load.py",
-    "tasks/made.py",
-    "tasks/own.py",
-    "tasks/published.py",
-    "tasks/question_events.py",
-    "tasks/question_forms.py",
-    "tasks/question_grammar.py",
-    "tasks/questions.py",
-    "tasks/reviews.py",
-    "tasks/splits.py",
-    "tasks/stand_ins.py",
-    "tasks/wiki_instructions.py",
-    "texts.py",
-    "training.py",
-    "unsloth.py",
-)
-
-
-GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, AMD
 
 
 @dataclass(frozen=True)
@@ -130,52 +55,65 @@ def run_profile(
         if not (arm := profile.arm(name)).runs:
             raise UsageError(f"arm '{name}' of profile '{profile.name}' is declared but does not run: {arm.why}")
     arms = [a for a in profile.arms if a.runs and (only is None or a.name in only)]
-    results, failed, stopped = {}, [], []
-    waiting = [(number, arm) for number, arm in enumerate(arms, 1)]
-    told: set[str] = set()  # arms of which it was said that another run has them
+    study = _Study(profile, overrides, force)
+    waiting = [(arm, f"({number}/{len(arms)}) {arm.label}") for number, arm in enumerate(arms, 1)]
     while waiting:
-        busy = []
-        for number, arm in waiting:
-            if arm.name not in told:
-                say(f"({number}/{len(arms)}) {arm.label}")
-            folder = results_dir(profile.name) / arm.name
-            if arm.derived_from in failed + stopped:
-                source, group = (("failed", failed) if arm.derived_from in failed else ("stopped early", stopped))
-                group.append(arm.name)
-                (folder / RECORD_NAME).unlink(missing_ok=True)  # it would be of other weights
-                say(f"  not run: '{arm.derived_from}', which it starts from, {source}")
-                continue
-            try:
-                result = run_arm(profile, arm, folder, overrides, force and arm.name not in told)
-            except FolderBusy as e:  # its record is theirs, unless they end without one
-                if arm.name not in told:
-                    say(f"  left for later: {e.message}")
-                told.add(arm.name)
-                busy.append((number, arm))
-                continue
-            except UsageError:  # a slip in the settings, not this arm's trouble
-                raise
-            except QloraError as e:  # also what cannot be fetched: the other arms may have all they need
-                failed.append(arm.name)
-                say(f"  error: {e}")
-                continue
-            if result.record.status == "stopped":
-                stopped.append(arm.name)
-            results[arm.name] = result
-            again = f"{arm.label}: " if arm.name in told else ""
-            say(f"  {again}" + ("taken from the cache" if result.cached else f"{result.seconds:.0f} s"))
-        if busy and len(busy) == len(waiting):
+        busy = [(arm, title) for arm, title in waiting if not study.settle(arm, title)]
+        if len(busy) == len(waiting):
             time.sleep(ASK_AGAIN)
         waiting = busy
-    results = [results[a.name] for a in arms if a.name in results]
-    if failed:
+    results = [study.results[a.name] for a in arms if a.name in study.results]
+    if study.failed:
         failure = ArmFailed(
-            f"{len(failed)} of {len(arms)} arms failed: {', '.join(failed)}",
+            f"{len(study.failed)} of {len(arms)} arms failed: {', '.join(study.failed)}",
             "The others are kept; mend the cause printed above and run again",
         )
         failure.results = results
         raise failure
     return results
+
+
+class _Study:
+    """What became of a profile's arms so far."""
+
+    def __init__(self, profile: Profile, overrides: dict[str, Any] | None, force: bool) -> None:
+        self.profile, self.overrides, self.force = profile, overrides, force
+        self.results: dict[str, ArmResult] = {}
+        self.failed: list[str] = []
+        self.stopped: list[str] = []  # or not run, for one that stopped
+        self.busy: set[str] = set()  # that another process had, which was said
+
+    def settle(self, arm: ArmEntry, title: str) -> bool:
+        """Run an arm, or take its record, or note why there is none; False while another process has it."""
+        name, folder = arm.name, results_dir(self.profile.name) / arm.name
+        asked_before = name in self.busy
+        if not asked_before:
+            say(title)
+        for group, why in ((self.failed, "failed"), (self.stopped, "stopped early")):
+            if arm.derived_from in group:
+                group.append(name)
+                (folder / RECORD_NAME).unlink(missing_ok=True)  # it would be of other weights
+                say(f"  not run: '{arm.derived_from}', which it starts from, {why}")
+                return True
+        try:
+            result = run_arm(self.profile, arm, folder, self.overrides, self.force and not asked_before)
+        except FolderBusy as e:  # its record is theirs, unless they end without one
+            if not asked_before:
+                say(f"  left for later: {e.message}")
+            self.busy.add(name)
+            return False
+        except UsageError:  # a slip in the settings, not this arm's trouble
+            raise
+        except QloraError as e:  # also what cannot be fetched: the other arms may have all they need
+            self.failed.append(name)
+            say(f"  error: {e}")
+            return True
+        if result.record.status == "stopped":
+            self.stopped.append(name)
+        self.results[name] = result
+        again = f"{arm.label}: " if asked_before else ""
+        say(f"  {again}" + ("taken from the cache" if result.cached else f"{result.seconds:.0f} s"))
+        return True
 
 
 def run_arm(
@@ -185,11 +123,14 @@ def run_arm(
     overrides: dict[str, Any] | None = None,
     force: bool = False,
     same_machine: bool = True,
+    spawn: Callable[[Job], None] | None = None,
 ) -> ArmResult:
     """Run one arm into `out`, unless the record there already says what it would.
 
     `same_machine=False` goes on with, or takes, what another processor or another version of the stack has left there:
-    for a machine that was lost. The record says what the run ended on.
+    for a machine that was lost. The record says what the run ended on. `spawn` runs the job in place of processes of its own.
+    The number of processes is among the settings: checkpoints of another number are not gone on with, since each process has
+    a random state of its own.
     Raises FolderBusy where another process is running into `out`.
     """
     begun = time.perf_counter()
@@ -198,7 +139,7 @@ def run_arm(
     derived = None
     if arm.derived_from:
         derived = results_dir(profile.name) / arm.derived_from
-        source = run_arm(profile, profile.arm(arm.derived_from), derived, overrides).record
+        source = run_arm(profile, profile.arm(arm.derived_from), derived, overrides, spawn=spawn).record
         if not source.files:
             why = f"stopped early: {source.status_reason}" if source.status == "stopped" else "kept no weights"
             raise ArmFailed(
@@ -207,6 +148,7 @@ def run_arm(
             )
     key = arm_key(profile, arm, settings, derived, same_machine)
     if not force and (record := cached_record(out, key)):
+        _tidy(out)
         if record.label != arm.label:  # words only: no reason to run again
             record.label = arm.label
             record.write(out)
@@ -216,7 +158,7 @@ def run_arm(
             return ArmResult(arm, record, True, time.perf_counter() - begun)
         _start_afresh(out, key)
         before = _same_base(profile, arm, settings, overrides)
-        _spawn(Job(profile.name, arm, settings, out, key, derived, before))
+        (spawn or _spawn)(Job(profile.name, arm, settings, out, key, derived, before))
     record = read_record(out / RECORD_NAME)
     return ArmResult(arm, record, False, time.perf_counter() - begun)
 
@@ -239,66 +181,6 @@ def _same_base(profile: Profile, arm: ArmEntry, settings: Settings, overrides) -
     return None
 
 
-def arm_key(profile: Profile, arm: ArmEntry, settings: Settings, derived: Path | None, same_machine: bool = True) -> str:
-    """SHA-256 over all that decides an arm's numbers; without `same_machine` not over the processor and the versions."""
-    parts = {
-        "arm": [profile.name, arm.name, arm.method],
-        "settings": settings.model_dump(mode="json"),
-        "code": {name: _hash((PACKAGE / name).read_bytes()) for name in RUN_WING},
-        "model": _model_identity(settings.model.name),
-        "data": _data_identity(settings.data.name),
-        "versions": hardware.versions() if same_machine else None,
-        "device": _device_identity() if same_machine else None,
-        "derived": read_record(derived / RECORD_NAME).files if derived else None,
-    }
-    return _hash(json.dumps(parts, sort_keys=True).encode())
-
-
-def _device_identity() -> list[str]:
-    """The processor, and the GPU where there may be one: only then is it worth seconds to import torch."""
-    names = [hardware.cpu_name()]
-    if any(Path(node).exists() for node in GPU_NODES):
-        names.append(hardware.device_name(hardware.device()))
-    return names
-
-
-def _model_identity(name: str) -> str:
-    from qlora_lib.assets import resolve_model
-
-    asset = resolve_model(name)  # fetches when it must
-    return f"{asset.source} {asset.revision}"
-
-
-def _data_identity(name: str) -> str:
-    from qlora_lib.assets import registered_data, resolve_data_files
-
-    if name in {spec.name for spec in registered_data()}:
-        asset = resolve_data_files(name)
-        return f"{asset.source} {asset.revision}"
-    path = users_path(name)
-    if path.exists():
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return _hash("".join(f"{p.name} {_hash(p.read_bytes())} " for p in files).encode())
-    return name
-
-
-def cached_record(out: Path, key: str) -> RunRecord | None:
-    """The complete record in `out` for `key` whose files are all there and whole, or None."""
-    from qlora_lib.assets.store import sha256_of
-
-    try:
-        record = read_record(out / RECORD_NAME)
-    except QloraError:
-        return None
-    if record.status != "complete" or record.provenance.cache_key != key:
-        return None
-    for name, digest in record.files.items():
-        path = out / name
-        if not path.is_file() or sha256_of(path) != digest:
-            return None
-    return record
-
-
 def _start_afresh(out: Path, key: str) -> None:
     """Drop what an arm with other settings left; keep the checkpoints of this very arm to resume.
 
@@ -309,43 +191,57 @@ def _start_afresh(out: Path, key: str) -> None:
     marker = out / "checkpoints" / "key"
     if not (marker.is_file() or (out / RECORD_NAME).is_file()):
         for name in ("checkpoints", MODEL_DIR, ADAPTER_DIR):
-            if (out / name).exists():
+            if (out / name).exists() and not _is_empty_folder(out / name):
                 raise UsageError(f"{out} holds '{name}', which no run of qlora wrote", "Give another folder with --out")
     for scratch in out.glob(f"{SCRATCH}*"):  # of an arm that was killed
         shutil.rmtree(scratch, ignore_errors=True)
-    (out / RECORD_NAME).unlink(missing_ok=True)
+    # In this order: wherever a kill comes, the folder is still known as ours, and no other arm's checkpoint is taken for this one's.
     if not (marker.is_file() and marker.read_text() == key):
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
         marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text("")
+        for left in marker.parent.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            elif left != marker:
+                left.unlink()
         marker.write_text(key)
+    (out / RECORD_NAME).unlink(missing_ok=True)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _tidy(out: Path) -> None:
+    """Remove what a run left that was killed right after its record; where another process has the folder, it does so itself."""
+    import shutil
+
+    if (out / "checkpoints").exists() or (out / HOLDER_NAME).exists():
+        with suppress(QloraError), claimed(out):
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
 def _spawn(job: Job) -> None:
-    """Run the job in a process of its own; its lines go to standard error."""
-    runtime = job.settings.runtime
-    env = os.environ | hardware.threads_environment(runtime.threads, runtime.keep_freed_memory)
-    env.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several, Trainer would multiply the batch by them
-    command = [sys.executable, "-m", "qlora_lib.arm"]
-    # Not sys.stderr: a notebook or a test may have put an object there that is no file. A group of its own, so that Ctrl-C
-    # comes to it from here, once. Its input stays open: the arm leaves when that ends.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=STDERR, env=env, text=True, process_group=0) as child:
-        try:
-            _tell(child, job)
-            child.wait()
-        except BaseException:  # Ctrl-C, or SIGTERM's SystemExit
-            child.terminate()
-            try:
-                child.wait(timeout=LEAVE_SECONDS)
-            except BaseException:  # the second Ctrl-C, or too long a step
-                child.kill()
-            raise
-    code = child.returncode
+    """Run the job in a process of its own, or in as many as it asks for."""
+    ended = children.run(job)
+    raise_for(job, ended.code, f"process {ended.rank + 1} of {job.processes}: " if job.processes > 1 else "")
+
+
+def raise_for(job: Job, code: int, whose: str = "") -> None:
+    """Nothing for exit code 0; else the error, or the KeyboardInterrupt, that the code of an arm's process stands for."""
+    if code in (-9, OUT_OF_MEMORY):
+        from qlora_lib.less_memory import GENERAL, memory_advice
+
+        advice = memory_advice(job.arm.method, job.settings)
+        if job.processes > 1:  # the planner's step is that of one
+            advice = f"{GENERAL}, or runtime.processes lower: each process holds the whole model, unless runtime.sharding=fsdp"
+        if code == OUT_OF_MEMORY:
+            raise ArmFailed(f"arm '{job.arm.name}' ran out of memory", advice)
+        raise ArmFailed(f"arm '{job.arm.name}': {whose}the system ended it, most likely for want of memory", advice)
     if code < 0:
-        why = "the system ended it, most likely for want of memory" if code == -9 else f"signal {-code} ended it"
-        raise ArmFailed(
-            f"arm '{job.arm.name}': {why}",
-            "Set train.batch_size or data.window_length lower, or train.gradient_checkpointing=true",
-        )
+        raise ArmFailed(f"arm '{job.arm.name}': {whose}signal {-code} ended it", "Run again: it goes on from its last checkpoint")
+    if code == LOST:
+        raise ArmFailed(f"arm '{job.arm.name}' has lost a process that it trained with", "Run again: it goes on from its last checkpoint")
     if code == 130:
         raise KeyboardInterrupt
     if code == 143:
@@ -354,20 +250,3 @@ def _spawn(job: Job) -> None:
         failure = ArmFailed(f"arm '{job.arm.name}' failed", "Its own message stands above")
         failure.exit_code, failure.told = (2 if code == 2 else 1), True
         raise failure
-
-
-def _tell(child: subprocess.Popen, job: Job) -> None:
-    try:
-        child.stdin.write(job.to_json() + "\n")
-        child.stdin.flush()
-    except BrokenPipeError:  # it ended at once; its exit code says more
-        with suppress(BrokenPipeError):  # of what is still to be written
-            child.stdin.close()
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -6,6 +6,10 @@ Every arm gets the same windows in the same order, and each window scores the sa
 Checkpoints are resumed only when the marker that is written last is there; it also holds what was
 measured so far, so that the record of a resumed run is of all its steps. Asked to leave (Ctrl-C, SIGTERM), the
 run ends its step, writes a checkpoint and raises `Left`.
+
+Several processes (processes.py) take a share of each step's windows: a step, its mean over all learned tokens, the norm that
+gradients are clipped to and the order of the windows are those of one process. Each has dropout of its own, and its random
+state in every checkpoint, which is sealed when all have written. They leave after the same step, whichever was asked to.
 """
 
 import math
@@ -19,15 +23,17 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from qlora_lib import sharding
 from qlora_lib.batches import make_batches, training_examples
 from qlora_lib.checkpoints import FOLDER, keep_good_checkpoint, measured_until, newest_checkpoint, seal, step_of
 from qlora_lib.config import Settings
 from qlora_lib.data import LanguageData
-from qlora_lib.errors import QloraError
+from qlora_lib.errors import QloraError, UsageError
 from qlora_lib.fast.install import install
 from qlora_lib.fast.loss import IGNORED
 from qlora_lib.fast.optimizer import FusedAdamW8bit
 from qlora_lib.hardware import DType
+from qlora_lib.job import ADAPTER_DIR, MODEL_DIR
 from qlora_lib.leaving import Leaving, Left
 from qlora_lib.metrics.memory import (
     StepMeter,
@@ -37,6 +43,7 @@ from qlora_lib.metrics.memory import (
     reset_peak,
     training_resident_bytes,
 )
+from qlora_lib.processes import Together, check_number, current, share
 from qlora_lib.records import Optimizer, Train
 from qlora_lib.task_data import TaskTokens
 
@@ -70,7 +77,11 @@ class _Trainer(Trainer):
     labels_per_example: float | None = None  # of the validation set, on average; None: as Trainer has it
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        across, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False
+        try:  # this process's examples by themselves: divided by all processes' tokens, they could not be weighed below
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self.args.average_tokens_across_devices = across
         if self.labels_per_example is not None:
             learned = (inputs["labels"] != IGNORED).sum()
             loss = loss * learned / (len(inputs["labels"]) * self.labels_per_example)
@@ -92,18 +103,23 @@ def planned_steps(settings: Settings, windows: int) -> int:
 
 
 def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DType, on: str, out: Path) -> Outcome:
-    """Train `model` in place and return what was measured."""
-    t = settings.train
+    """Train `model` in place and return what was measured.
+
+    Raises QloraError where another number of processes runs than `runtime.processes` says.
+    """
+    t, together = settings.train, current()
+    check_number(settings.runtime.processes, together.world)
     per_step = t.batch_size * t.gradient_accumulation_steps
     steps = planned_steps(settings, training_examples(data))
     batches = make_batches(data, steps * per_step, t.batch_size, t.eval_windows, settings.seed)
     optimizer, why = choose_optimizer(t.optimizer, on)
-    checkpoint = newest_checkpoint(out)
+    checkpoint = together.from_first(lambda: newest_checkpoint(out))
     fast = install(model) if settings.runtime.fast else []
-    meter = _Meter(on, settings.runtime.meter_tensors and steps >= METERED_STEP, batches.longest_step(per_step, METERED_STEP))
+    meters = settings.runtime.meter_tensors and steps >= METERED_STEP and together.leads
+    meter = _Meter(on, meters, batches.longest_step(per_step, METERED_STEP), together.world > 1)
     if checkpoint:
         meter.restore(measured_until(checkpoint))
-    arguments = _arguments(settings, optimizer, dtype, on, steps, out, resumes=checkpoint is not None)
+    arguments = _arguments(settings, optimizer, dtype, on, steps, out, checkpoint is not None, len(batches.validation))
     kind_of_optimizer = None  # as the arguments say
     if fast and on == "cpu" and optimizer == "adamw_8bit":
         kind_of_optimizer = FusedAdamW8bit, Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
@@ -115,8 +131,13 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
         train_dataset=batches.train,
         eval_dataset=batches.validation,
         data_collator=batches.collate,
-        callbacks=[meter, _Progress(steps), _MarkComplete(meter), _Leave(leaving := Leaving())],
+        callbacks=[meter, _MarkComplete(meter, together), _Leave(leaving := Leaving(together.leads), together), _Dropout(together)],
     )
+    check_number(together.world, trainer.accelerator.num_processes, "are known to accelerate")
+    if trainer.is_fsdp_enabled != (settings.runtime.sharding == "fsdp"):
+        raise UsageError("the launcher asks for FSDP, and runtime.sharding does not", "Set runtime.sharding=fsdp, or leave --use_fsdp out")
+    if together.leads:
+        trainer.add_callback(_Progress(steps))
     for callback in (ProgressCallback, PrinterCallback):  # they print to standard output
         trainer.remove_callback(callback)
     if data.info.task is not None:
@@ -127,7 +148,11 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if leaving.asked is not None:
         raise Left(leaving.asked, trainer.state.global_step)
-    peak, which = meter.peak_memory()
+    if settings.runtime.sharding == "fsdp" and t.keep_model and not meter.stopped:
+        sharding.save(trainer, out / (ADAPTER_DIR if hasattr(model, "peft_config") else MODEL_DIR))
+    peak, which = max(together.gather(meter.peak_memory()))
+    if together.world > 1:
+        which = f"{which}, the largest of {together.world}"
     # Mixed precision wraps `forward` in place; what is measured next is the model as it is deployed.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
@@ -137,7 +162,7 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
     tokens, learned = zip(*batches.tokens_by_step(per_step))
     column = lambda key: [float(entry[key]) for entry in logs if key in entry]  # noqa: E731
     stopped, kept = meter.stopped, ""
-    if stopped:
+    if stopped and together.leads:
         good = keep_good_checkpoint(out, meter.bad_from)
         kept = f"kept of the run that stopped: {good.relative_to(out)}" if good else "no checkpoint was written before the run went wrong"
     losses = [x for x in column("loss") if math.isfinite(x)]
@@ -167,14 +192,17 @@ def train(model, data: LanguageData | TaskTokens, settings: Settings, dtype: DTy
     return Outcome(result, stopped, kept)
 
 
-def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps: int, out: Path, resumes: bool = False):
-    t = settings.train
+def _arguments(
+    settings: Settings, optimizer: str, dtype: DType, on: str, steps: int, out: Path, resumes: bool = False, validation: int = 1
+):
+    t, processes = settings.train, settings.runtime.processes
+    batch_size, accumulation = share(t.batch_size, t.gradient_accumulation_steps, processes)
     return TrainingArguments(
         output_dir=str(Path(out) / FOLDER),
         max_steps=steps,
-        per_device_train_batch_size=t.batch_size,
-        per_device_eval_batch_size=t.eval_batch_size,
-        gradient_accumulation_steps=t.gradient_accumulation_steps,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=eval_batch(t.eval_batch_size, validation, processes),
+        gradient_accumulation_steps=accumulation,
         learning_rate=t.learning_rate,
         warmup_steps=t.warmup_steps,
         lr_scheduler_type=t.schedule,
@@ -200,14 +228,27 @@ def _arguments(settings: Settings, optimizer: str, dtype: DType, on: str, steps:
         dataloader_pin_memory=on == "cuda",
         remove_unused_columns=False,
         label_names=["labels"],
+        ddp_find_unused_parameters=False,  # every trained parameter is used in every step
+        **(sharding.arguments() if settings.runtime.sharding == "fsdp" else {}),
     )
+
+
+def eval_batch(wanted: int, examples: int, processes: int) -> int:
+    """The largest batch up to `wanted` that leaves no process a shorter one, or 1.
+
+    Trainer fills up a last, shorter round with examples from the beginning, and takes the mean over batches.
+    """
+    if processes == 1:
+        return wanted
+    return next((size for size in range(wanted, 1, -1) if examples % (size * processes) == 0), 1)
 
 
 class _Meter(TrainerCallback):
     """Times every step, follows the allocator through one, and stops at a loss that is not finite or has diverged."""
 
-    def __init__(self, on: str, meter_tensors: bool, metered_step: int = METERED_STEP) -> None:
+    def __init__(self, on: str, meter_tensors: bool, metered_step: int = METERED_STEP, buckets: bool = False) -> None:
         self.on, self.metered_step = on, metered_step
+        self.buckets = buckets  # DDP holds every gradient a second time, to be sent
         self.step_meter = StepMeter() if meter_tensors and on == "cpu" else None
         self.seconds: list[float] = []  # a step
         self.disturbed: set[int] = set()  # steps that tell nothing of speed: a first one, the metered one
@@ -224,6 +265,7 @@ class _Meter(TrainerCallback):
     def on_step_begin(self, args, state, control, model=None, **_):
         if self.step_meter and len(self.seconds) == self.metered_step - 1:
             self._resident = training_resident_bytes(model, self.optimizer().optimizer)
+            self._resident += self.buckets * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
             self.step_meter.start()
         self._start = self._now()
 
@@ -286,8 +328,8 @@ class _Meter(TrainerCallback):
 
 
 class _MarkComplete(TrainerCallback):
-    def __init__(self, meter: _Meter) -> None:
-        self.meter = meter
+    def __init__(self, meter: _Meter, together: Together) -> None:
+        self.meter, self.together = meter, together
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step >= state.max_steps:
@@ -295,19 +337,32 @@ class _MarkComplete(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
+        self.together.wait()  # until each has written its random state
+        if folder.is_dir() and self.together.leads:
             seal(folder, self.meter.saved())
 
 
 class _Leave(TrainerCallback):
-    """Ends training after the step in which the process was asked to leave, with a checkpoint."""
+    """Ends training after the step in which a process was asked to leave, with a checkpoint; all of them, or none could."""
 
-    def __init__(self, leaving: Leaving) -> None:
-        self.leaving = leaving
+    def __init__(self, leaving: Leaving, together: Together) -> None:
+        self.leaving, self.together = leaving, together
 
     def on_step_end(self, args, state, control, **_):
-        if self.leaving.asked is not None:
+        if asked := self.together.highest(self.leaving.asked or 0):
+            self.leaving.asked = asked
             control.should_save = control.should_training_stop = True
+
+
+class _Dropout(TrainerCallback):
+    """Gives each process but the first random numbers of its own: Trainer has seeded all alike. A checkpoint has them later."""
+
+    def __init__(self, together: Together) -> None:
+        self.together = together
+
+    def on_train_begin(self, args, state, control, **_):
+        if not self.together.leads:
+            torch.manual_seed(args.seed + self.together.rank)
 
 
 def diverged(losses: list[float], vocabulary: int) -> bool:

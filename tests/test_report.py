@@ -316,6 +316,7 @@ def test_a_warning_or_an_unknown_value_fails_the_build(records, tmp_path, line, 
     assert out.read_bytes() == b"the report of yesterday"
 
 
+@pytest.mark.promise("hostile-file")
 def test_text_from_data_is_never_markup(records, tmp_path):
     text = "#panic(\"x\") *bold* $x$ _i_ `r` [b] @ref <l> \\ // c </svg> & ~ -- ''\n= Heading\n- item\n/ T: u"
     hostile = {arm: r.model_copy(deep=True) for arm, r in records.items()}

@@ -202,6 +202,7 @@ def test_the_fast_path_trains_the_same(tmp_path, method):
     assert fast.train.eval_loss == pytest.approx(stock.train.eval_loss, rel=1e-4)
 
 
+@pytest.mark.promise("resumed")
 def test_the_stock_stack_resumes_bit_for_bit_too(tmp_path):
     settings = {"runtime__fast": False, "train__save_every": 2}
     whole, _ = train(tmp_path / "whole", "qlora", train__max_steps=4, **settings)
@@ -243,6 +244,7 @@ def test_speed_leaves_out_the_first_and_the_metered_step(reference, tmp_path):
 # --- a loss that is no number
 
 
+@pytest.mark.promise("diverges")
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     _, s = tiny.arm("full")
     model, forwards = tiny.trainable("full", s), []
@@ -292,6 +294,7 @@ def poisoned(out, bad_step: int, times: float, **settings):
     return train(out, "full", model, train__save_every=1, train__eval_every=50, **settings)[0]
 
 
+@pytest.mark.promise("diverges")
 def test_the_last_checkpoint_before_a_bad_loss_is_kept(tmp_path):
     outcome = poisoned(tmp_path, bad_step=4, times=math.nan, train__max_steps=8)
     assert outcome.stopped == "loss was not a finite number at step 4"
@@ -301,6 +304,7 @@ def test_the_last_checkpoint_before_a_bad_loss_is_kept(tmp_path):
     assert newest_checkpoint(tmp_path).name == "checkpoint-2"
 
 
+@pytest.mark.promise("diverges")
 def test_a_loss_that_diverges_stops_the_run_and_one_that_rises_does_not(tmp_path):
     far = poisoned(tmp_path / "far", bad_step=3, times=1e3, train__max_steps=30, train__learning_rate=1e-9)
     assert re.match("the loss has diverged: above 2 times that of the first step for 5 steps, at step 7$", far.stopped)
@@ -320,6 +324,7 @@ def test_diverged_is_far_above_the_start_and_above_knowing_nothing(losses, vocab
 # --- interruption and resumption
 
 
+@pytest.mark.promise("asked-to-leave")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
 def test_asked_to_leave_it_ends_the_step_with_a_checkpoint(tmp_path, reference, monkeypatch, number, code):
     before = signal.getsignal(number)
@@ -340,6 +345,7 @@ def test_asked_to_leave_it_ends_the_step_with_a_checkpoint(tmp_path, reference, 
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters()))
 
 
+@pytest.mark.promise("asked-to-leave")
 def test_asked_in_the_last_step_it_keeps_that_too(tmp_path, reference):
     def ask(self, args, state, control, **_):
         if state.global_step == 5:
@@ -378,6 +384,7 @@ def interrupted(out, method, after, **settings):
             train(out, method, train__save_every=2, **settings)
 
 
+@pytest.mark.promise("resumed")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, reference, method):
     interrupted(tmp_path, method, after=5)
@@ -393,6 +400,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, reference,
     assert (r.steps, r.timed_steps) == (6, 3)  # and the first step after it is as disturbed as any first
 
 
+@pytest.mark.promise("resumed")
 def test_resuming_inside_accumulated_and_checkpointed_steps(tmp_path):
     settings = dict(train__batch_size=2, train__gradient_accumulation_steps=2, train__gradient_checkpointing=True)
     whole, expected = train(tmp_path / "whole", "lora", **settings)
@@ -401,6 +409,7 @@ def test_resuming_inside_accumulated_and_checkpointed_steps(tmp_path):
     assert resumed.train.resumed_from_step == 2 and numbers(resumed) == numbers(whole)
 
 
+@pytest.mark.promise("damaged-file")
 def test_a_checkpoint_without_its_marker_is_ignored(tmp_path, reference):
     interrupted(tmp_path, "lora", after=5)
     newest = newest_checkpoint(tmp_path)
@@ -434,6 +443,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.promise("damaged-file")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, reference, capfd, damage):
     interrupted(tmp_path, "lora", after=5)
@@ -444,6 +454,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, refere
     assert ("checkpoint-4 is passed over: " in capfd.readouterr().err) == (damage != "no marker")
 
 
+@pytest.mark.promise("hostile-file")
 def test_a_checkpoint_that_runs_code_when_read_is_refused(tmp_path):
     """Its marker fits, as an attacker would write it; Trainer reads its states with `weights_only=True`."""
     interrupted(tmp_path, "lora", after=5)

@@ -89,7 +89,8 @@ def test_a_message_that_the_code_does_not_have_is_noticed():
     for wrong in (
         "arm 'ARM' ran out of storage. Set train.batch_size lower, or train.gradient_checkpointing=true",
         "arm 'ARM' ran out of memory. Set train.batch_size higher",
-        "arm 'ARM': the system has stopped it for want of memory. Set train.batch_size or data.window_length lower, or train.gradient_checkpointing=true",
+        "arm 'ARM': the system has stopped it, most likely for want of memory. Its step is planned to need NUMBER, and NUMBER can be used",
+        "arm 'ARM' ran out of memory. It is known to need NUMBER of bytes",
         "FOLDER is somehow wrong. Mend it",
     ):
         assert not any(agrees(wrong, line) for line in LINES), wrong
@@ -177,6 +178,7 @@ def foreign_folder(tmp_path):
     from qlora_lib.study import _start_afresh
 
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine").touch()
     _start_afresh(tmp_path, "key")
 
 
@@ -185,6 +187,16 @@ def cut_record(tmp_path):
 
     (tmp_path / "record.json").write_text('{"status": ')
     read_record(tmp_path / "record.json")
+
+
+def altered_record(tmp_path):
+    from example_records import example_records
+
+    from qlora_lib.records import read_record
+
+    path = example_records("smoke")["lora"].write(tmp_path)
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    read_record(path)
 
 
 def no_records(tmp_path):
@@ -261,9 +273,39 @@ def no_step(tmp_path):
     planned_steps(settings, 2)
 
 
+def one_of_several(tmp_path):
+    from qlora_lib.processes import check_launcher
+
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        here.setenv("MASTER_PORT", "29500")
+        check_launcher()
+
+
+def another_number(tmp_path):
+    from qlora_lib.processes import check_number
+
+    check_number(2, 1)
+
+
+def no_share(tmp_path):
+    from qlora_lib.config import load_profile
+
+    profile = load_profile("smoke")
+    profile.settings(profile.arm("qlora"), {"runtime.processes": 3})
+
+
+def no_gpu_to_shard(tmp_path):
+    from qlora_lib.hardware import DType
+    from qlora_lib.sharding import check
+
+    check("cpu", DType("fp32", ""))
+
+
 CAUSES = [
     unknown_model, pickles, own_code, held, not_left, cannot_write, cannot_use_cache, full_disk, not_fetched, offline, foreign_folder, cut_record,
-    no_records, unknown_profile, no_quantization, no_json, no_utf8, no_column, bad_chats, no_adapter, no_notebooks, no_step,
+    altered_record, no_records, unknown_profile, no_quantization, no_json, no_utf8, no_column, bad_chats, no_adapter, no_notebooks, no_step,
+    one_of_several, another_number, no_share, no_gpu_to_shard,
 ]  # fmt: skip
 
 

@@ -5,16 +5,16 @@ the hashes under which the hub stores it, and our cache notes that: a warm start
 network and hashes nothing again.
 """
 
-import errno
 import hashlib
 import logging
 import re
+from functools import cache
 from pathlib import Path
 
 from qlora_lib.assets.checks import MODEL_FILES, check_model_dir
 from qlora_lib.assets.registry import HubRepo
-from qlora_lib.assets.store import Manifest, clear_disk_errors, disk_full, locked, say, sha256_of
-from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.assets.store import Manifest, clear_disk_errors, locked, say, sha256_of
+from qlora_lib.errors import QloraError, UsageError, no_room
 from qlora_lib.paths import cache_dir
 
 # The hub's * also crosses folders, where copies in other formats lie (onnx/, original/).
@@ -113,9 +113,9 @@ def _snapshot(repo: HubRepo, files: tuple[str, ...], local_files_only: bool) -> 
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    _end_every_wait()
     log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.ERROR)  # its retries would bury the one line that says what to do
+    handlers, log.handlers = log.handlers, [_Patience()]  # its retries would bury the one line that says what to do
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -125,6 +125,7 @@ def _snapshot(repo: HubRepo, files: tuple[str, ...], local_files_only: bool) -> 
                 allow_patterns=list(files or MODEL_FILES),
                 ignore_patterns=None if files else NOT_WANTED,
                 local_files_only=local_files_only,
+                etag_timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT,  # which the client itself asks in half of its calls
             )
         )
     except Exception as e:
@@ -132,7 +133,40 @@ def _snapshot(repo: HubRepo, files: tuple[str, ...], local_files_only: bool) -> 
             return None
         raise hub_error(e, repo) from e
     finally:
-        log.setLevel(level)
+        log.handlers = handlers
+
+
+@cache
+def _end_every_wait() -> None:
+    """Give a time limit to those calls of the hub's client that have none: where a server is silent they never come back."""
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils import _http
+
+    default = _http.default_client_factory
+
+    def limit(request) -> None:
+        times = request.extensions.get("timeout") or {}
+        if not any(times.values()):
+            request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+    def client():
+        made = default()
+        made.event_hooks = {**made.event_hooks, "request": [*made.event_hooks["request"], limit]}
+        return made
+
+    if _http._GLOBAL_CLIENT_FACTORY is default:  # not one of the user's
+        set_client_factory(client)
+
+
+class _Patience(logging.Handler):
+    """Says once that the client asks again, which it does for minutes."""
+
+    said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and "etry" in record.getMessage() and not self.said:
+            self.said = True
+            say("the hub does not answer: asking again for some minutes")
 
 
 def hub_error(e: BaseException, repo: HubRepo) -> QloraError:
@@ -172,8 +206,8 @@ def hub_error(e: BaseException, repo: HubRepo) -> QloraError:
         return QloraError(
             f"{name} is not in the cache and HF_HUB_OFFLINE is set", f"Unset it, or {local}"
         )
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(Path(constants.HF_HUB_CACHE))
+    if full := no_room(e, constants.HF_HUB_CACHE, then=", or set HF_HUB_CACHE to a folder on a larger disk"):
+        return full
     reason = (str(e).splitlines() or [""])[0]
     return QloraError(
         f"the hub cannot be reached for {name} ({type(e).__name__}: {reason})",

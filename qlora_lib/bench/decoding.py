@@ -21,7 +21,7 @@ from qlora_lib.bench.threads import use_threads
 from qlora_lib.errors import one_line
 from qlora_lib.fast.decoders import end_tokens, greedy
 from qlora_lib.metrics.sizes import model_bytes
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 WARM_UP = 3  # tokens
 

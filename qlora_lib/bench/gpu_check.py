@@ -26,18 +26,17 @@ import numpy as np
 import torch
 
 from qlora_lib import config, hardware, models
-from qlora_lib.arm import out_of_memory
 from qlora_lib.bench.gpu_models import END_OF_TEXT, SHAPES, free_memory, random_model
 from qlora_lib.bench.gpu_record import GpuCase, GpuCheckRecord, GpuProvenance
 from qlora_lib.bench.predict import Work, bandwidth_of, predict
 from qlora_lib.bench.settings import NF4_DQ
 from qlora_lib.bench.threads import use_threads
 from qlora_lib.data import LanguageData
-from qlora_lib.errors import QloraError, UsageError, one_line
+from qlora_lib.errors import QloraError, UsageError, one_line, out_of_memory
 from qlora_lib.metrics.sizes import model_bytes, tensor_bytes
 from qlora_lib.metrics.speed import decode_speed
+from qlora_lib.progress import say
 from qlora_lib.records import DataInfo
-from qlora_lib.study import say
 from qlora_lib.training import train
 
 BUDGET = 300.0  # seconds

@@ -16,7 +16,7 @@ from qlora_lib.bench.loading import fill_adapters, training_model
 from qlora_lib.bench.record import Numerics
 from qlora_lib.bench.settings import BenchSettings
 from qlora_lib.fast.install import install, uninstall
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 SEQUENCES = 2  # in fp64 they take twice the memory
 

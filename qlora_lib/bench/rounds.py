@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from qlora_lib.arm import out_of_memory
-from qlora_lib.study import say
+from qlora_lib.errors import out_of_memory
+from qlora_lib.progress import say
 
 OUT_OF_MEMORY = "out of memory"
 

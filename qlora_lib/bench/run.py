@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from qlora_lib import hardware, models
-from qlora_lib.arm import out_of_memory
 from qlora_lib.assets import resolve_model
 from qlora_lib.bench.agreement import compare_losses, compare_texts
 from qlora_lib.bench.causes import Parts, measure_causes, taken_apart
@@ -44,10 +43,10 @@ from qlora_lib.bench.threads import use_threads
 from qlora_lib.bench.training import batches_of, measure_training
 from qlora_lib.config import load_profile
 from qlora_lib.data import prepare
-from qlora_lib.errors import QloraError
+from qlora_lib.errors import QloraError, out_of_memory
 from qlora_lib.metrics.memory import peak_resident_bytes
+from qlora_lib.progress import say
 from qlora_lib.records import ModelInfo
-from qlora_lib.study import say
 
 ENVIRONMENT = (*hardware.KEEP_FREED_MEMORY, "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 FURTHER_VERSIONS = ("numba", "llama_cpp_python")

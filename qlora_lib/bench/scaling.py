@@ -18,7 +18,7 @@ from qlora_lib.bench.rounds import Work, in_turns_where_it_fits
 from qlora_lib.bench.settings import BenchSettings, Shape
 from qlora_lib.bench.training import UNTIMED, Arm, batches_of, make_arms, metered_step
 from qlora_lib.fast.install import uninstall
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 ARMS = ("qlora.stock", "qlora.fast", "full.fast")
 GIB = 2**30

@@ -22,7 +22,7 @@ from qlora_lib.bench.threads import use_threads
 from qlora_lib.data import pack
 from qlora_lib.errors import QloraError
 from qlora_lib.fast.install import install, uninstall
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 FAST = "nf4dq_adapter.fast"
 GENERATE, DECODER = "transformers' generate", "qlora_lib's compiled decoder"

@@ -19,7 +19,7 @@ from qlora_lib.errors import QloraError
 from qlora_lib.fast.install import install, uninstall
 from qlora_lib.metrics.perplexity import perplexity
 from qlora_lib.metrics.sizes import model_bytes
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 
 @torch.no_grad()

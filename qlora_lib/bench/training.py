@@ -33,7 +33,7 @@ from qlora_lib.fast.install import install, uninstall
 from qlora_lib.fast.optimizer import FusedAdamW8bit
 from qlora_lib.metrics.memory import StepMeter, training_resident_bytes
 from qlora_lib.metrics.sizes import model_bytes
-from qlora_lib.study import say
+from qlora_lib.progress import say
 
 LEARNING_RATE = {"qlora": 2e-4, "full": 1e-5}
 MAX_GRAD_NORM = 1.0

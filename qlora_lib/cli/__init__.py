@@ -6,16 +6,21 @@ work failed, 2 bad usage or bad settings. Heavy imports stay inside the commands
 `qlora --help` answers at once.
 """
 
+import errno
 import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
 from qlora_lib.cli import machine, plan, audit, training, use, adapters, own, pages, bench  # noqa: F401, I001  each adds its commands, in this order
 from qlora_lib.cli.base import cli
-from qlora_lib.errors import QloraError, one_line
+from qlora_lib.errors import QloraError, no_room, one_line, out_of_memory
+from qlora_lib.processes import speaks
+
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main() -> None:
@@ -43,16 +48,26 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except MemoryError:
-        _fail("out of memory. Use a smaller batch, context or model", 1, debug)
-    except OSError as e:
-        _fail(f"{e.strerror or e}{f' ({e.filename})' if e.filename else ''}", 1, debug)
-    except Exception as e:  # nothing foreseen: still one line
-        _fail(f"{type(e).__name__}: {e!s:.300}. This was not foreseen: `qlora --debug ...` shows where it comes from", 1, debug)
+    except Exception as e:
+        _fail(_unforeseen(e), 1, debug)
+
+
+def _unforeseen(e: Exception) -> str:
+    """One line for what the library did not turn into an error of its own."""
+    if out_of_memory(e):
+        return "out of memory. Use a smaller batch, context or model, or --quantization nf4"
+    if full := no_room(e, Path.cwd()):
+        return str(full)
+    if isinstance(e, OSError) and e.filename and e.errno in DENIED:
+        return f"cannot read or write {e.filename}: {e.strerror}. Give this user the right to, or work in a checkout of your own"
+    if isinstance(e, OSError):
+        return f"{e.strerror or e}{f' ({e.filename})' if e.filename else ''}"
+    return f"{type(e).__name__}: {e!s:.300}. This was not foreseen: `qlora --debug ...` shows where it comes from"
 
 
 def _fail(line: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    click.echo(f"error: {one_line(line)}", err=True)
+    if speaks():
+        click.echo(f"error: {one_line(line)}", err=True)
     sys.exit(code)

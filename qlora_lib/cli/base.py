@@ -6,7 +6,8 @@ import os
 
 import click
 
-from qlora_lib.errors import nearest
+from qlora_lib.errors import UsageError, nearest
+from qlora_lib.processes import launched
 
 FORMATS = click.Choice(["none", "int8", "nf4", "fp4"])
 
@@ -51,6 +52,12 @@ def cli(debug: bool) -> None:
       qlora eval --model smollm2-135m --task perplexity --data my.txt
       qlora generate --model smollm2-135m --quantization nf4 --adapter my-run/adapter --prompt "Paris is"
     """
+    launch, command = launched(), click.get_current_context().invoked_subcommand
+    if launch and command != "train":
+        raise UsageError(
+            f"qlora {command} runs in one process, and a launcher has started {launch.world}",
+            "Start it without the launcher; studies train with several by runtime.processes=N, a launcher may start qlora train",
+        )
 
 
 def print_json(value) -> None:

@@ -26,7 +26,10 @@ def train(profile, method, arm_name, assignments, out, force, as_json) -> None:
     Examples:
       qlora train --profile demo --method qlora --out my-run
       qlora train --profile demo --method lora --set data.name=my.txt --set train.max_steps=50 --out mine
+      qlora train --profile demo --method qlora --set runtime.processes=2 --out mine
+      torchrun --nproc-per-node 2 -m qlora_lib train --profile demo --method qlora --out mine
     """
+    from qlora_lib import launched, processes
     from qlora_lib.config import load_profile, parse_overrides
     from qlora_lib.study import ArmFailed, run_arm
     from qlora_lib.task_data import check_data
@@ -35,18 +38,18 @@ def train(profile, method, arm_name, assignments, out, force, as_json) -> None:
         raise click.UsageError("give either --method or --arm")
     p = load_profile(profile)
     arm = p.arm(arm_name) if arm_name else p.arm_of_method(method)
-    overrides = parse_overrides(assignments)
+    overrides = launched.as_launched(p, arm, parse_overrides(assignments))
     data = p.settings(arm, overrides).data
     check_data(data.name, data.text_column)  # a bad file is told before a model is fetched
     try:
-        result = run_arm(p, arm, out, overrides, force)
+        result = (launched.run_arm if processes.launched() else run_arm)(p, arm, out, overrides, force)
     except ArmFailed as e:
         if e.told:
             sys.exit(e.exit_code)
         raise
     r = result.record
     if as_json:
-        print_json(r.model_dump(by_alias=True, mode="json"))
+        print_json(r.document())
     else:
         _show_run(result, out)
     if r.status == "stopped":
@@ -116,6 +119,6 @@ def sweep(profile, only, force, as_json) -> None:
     p = load_profile(profile)
     results = run_profile(p, only=p.arms_like(list(only)) if only else None, force=force)
     if as_json:
-        print_json({"arms": [r.record.model_dump(by_alias=True, mode="json") for r in results]})
+        print_json({"arms": [r.record.document() for r in results]})
     else:
         click.echo(f"{sum(not r.cached for r in results)} arms run, {sum(r.cached for r in results)} taken from the cache")

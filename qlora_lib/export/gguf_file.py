@@ -27,6 +27,7 @@ import numpy as np
 
 from qlora_lib.errors import QloraError, UsageError, nearest
 from qlora_lib.export.vocabulary import Vocabulary, read_vocabulary
+from qlora_lib.paths import part_of
 
 Type = Literal["f32", "f16", "q8_0"]
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type -> llama.cpp's
@@ -68,7 +69,7 @@ def export_gguf(folder: Path, out: Path, type: Type = "f16", name: str | None = 
     out.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(out.parent).free < need:
         raise QloraError(f"{out} takes {need / 1e6:.0f} MB, and its disk has less free", "Free some space, or use --type q8_0")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part = part_of(out)
     try:
         _write(part, config, tensors, vocabulary, type, name or folder.name)
         os.replace(part, out)

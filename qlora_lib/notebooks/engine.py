@@ -1,4 +1,4 @@
-"""papermill's engine, saving less often.
+"""papermill's engine, saving less often, and telling a log of every cell.
 
 How it works: papermill writes the whole notebook, pictures and all, twice a cell, which takes longer than many a
 cell. Here it is written every few seconds, and once more at the end, also when a cell failed or the kernel died.
@@ -8,6 +8,7 @@ import time
 
 from papermill.engines import NBClientEngine, papermill_engines
 
+from qlora_lib.notebooks.log import Log, cells_told
 from qlora_lib.notebooks.runner import ENGINE
 
 SECONDS = 5.0  # between two savings: what is lost if this very process is killed
@@ -15,7 +16,7 @@ SECONDS = 5.0  # between two savings: what is lost if this very process is kille
 
 class SavingLess(NBClientEngine):
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+    def execute_managed_notebook(cls, nb_man, kernel_name, log: Log, **kwargs):
         save, last = nb_man.save, time.monotonic()
 
         def now_and_then(**_) -> None:
@@ -25,8 +26,9 @@ class SavingLess(NBClientEngine):
                 last = time.monotonic()
 
         nb_man.save = now_and_then
+        cells_told(nb_man, log)
         try:
-            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs | {"stdout_file": log, "stderr_file": log})
         finally:
             nb_man.save = save  # papermill then saves for the last time
 

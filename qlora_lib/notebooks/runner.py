@@ -3,25 +3,29 @@
 How it works: papermill runs every notebook, in a temporary file that is renamed into
 report/<profile>/notebooks/ only when all its cells have run. Papermill marks the cells of a dead
 kernel "completed", so a failure is taken from the exception alone; what had run by then is kept as
-NN.failed.ipynb. Beside each output a stamp holds the hash of all that decides it; an equal hash means
-that nothing is executed. The kernel is this very Python, one for all notebooks (kernel.py): installed
-kernel specifications are not asked, because another environment's "python3" may stand before ours.
+NN.failed.ipynb, and NN.log (log.py) tells of each cell as it goes. A notebook that failed stops no other.
+Beside each output a stamp holds the hash of all that decides it, and those of the pages; equal ones mean
+that nothing is executed. The kernel is this very Python, one for all notebooks (kernel.py): installed kernel
+specifications are not asked, because another environment's "python3" may stand before ours.
 """
 
 import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qlora_lib import hardware
 from qlora_lib.config import Profile
-from qlora_lib.errors import QloraError, UsageError
+from qlora_lib.errors import QloraError, UsageError, no_room
+from qlora_lib.notebooks.log import Log, log_path
 from qlora_lib.paths import committed_records, course_dir, project_root, report_dir, write_atomic
 from qlora_lib.records import RunRecord, read_records, records_of, task_records_of
 
@@ -31,8 +35,15 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent.parent
 SOLUTIONS = "solutions"  # folder beside the notebooks, and beside their pages
 ENGINE = "qlora_lib"  # of papermill; engine.py
+RUNNING = ".running-"  # folders in which a notebook is executed; the number of the process follows
 SWEPT = "demo-long"  # whose records in the repository lessons draw under any profile
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class NotebookFailed(QloraError):
+    """A cell raised, or the kernel died."""
+
+    executed: Sequence["Executed"] = ()  # the notebooks that did not fail
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ def execute_notebooks(
         only: numbers such as "05"; all notebooks when None.
         force: execute again what is up to date.
         solutions: also the solutions of each, right after it.
+
+    Raises NotebookFailed at the end when a notebook failed; those that did not are made.
     """
     from qlora_lib.notebooks.kernel import SharedKernel
 
@@ -81,7 +94,7 @@ def execute_notebooks(
     pages = report_dir() / profile.name / "notebooks"
     parameters = {"profile": profile.name, "records": records}
     shared = _shared_key(parameters, found)
-    executed = []
+    executed, failures = [], {}
     with SharedKernel() as kernel:
         for number, source in enumerate(sources, 1):
             begun = time.perf_counter()
@@ -91,12 +104,31 @@ def execute_notebooks(
             cached = not force and _up_to_date(output, key)
             if not cached:
                 _say(f"({number}/{len(sources)}) notebook {name}")
-                output.parent.mkdir(parents=True, exist_ok=True)
-                _make(source, output, parameters, key, kernel)
+                try:
+                    _make(source, output, parameters, key, kernel)
+                except NotebookFailed as e:
+                    failures[name] = e
+                    if len(sources) > 1:
+                        _say(f"  error: {e}")
+                    continue
             seconds = time.perf_counter() - begun
             _say(f"notebook {name}: " + ("up to date" if cached else f"{seconds:.0f} s"))
             executed.append(Executed(name, output, output.with_suffix(".html"), cached, seconds))
+    if failures:
+        raise _failure(failures, executed, len(sources))
     return executed
+
+
+def _failure(failures: dict[str, NotebookFailed], executed: list[Executed], asked: int) -> NotebookFailed:
+    """What is told at the end: the one failure where one notebook was asked for, else which of them failed."""
+    failure = next(iter(failures.values()))
+    if asked > 1:
+        failure = NotebookFailed(
+            f"{len(failures)} of {asked} notebooks failed: {', '.join(failures)}",
+            "The others are made; mend the cause printed above and run again",
+        )
+    failure.executed = executed
+    return failure
 
 
 def choose(only: list[str] | None = None, solutions: bool = False) -> list[Path]:
@@ -158,8 +190,20 @@ def _up_to_date(output: Path, key: str) -> bool:
         stamp = json.loads(stamp_path(output).read_text())
     except (OSError, ValueError):
         return False
-    made = output.is_file() and output.with_suffix(".html").is_file()
-    return isinstance(stamp, dict) and stamp.get("key") == key and made
+    if not isinstance(stamp, dict) or stamp.get("key") != key:
+        return False
+    if stamp.get("files") == _made(output):
+        return True
+    _say(f"the pages of notebook {output.stem} are not as they were made: made again")
+    return False
+
+
+def _made(output: Path) -> dict[str, str] | None:
+    """SHA-256 of an executed notebook and of its page; None where one is missing."""
+    try:
+        return {path.name: _hash(path.read_bytes()) for path in (output, output.with_suffix(".html"))}
+    except OSError:
+        return None
 
 
 def _hash(data: bytes) -> str:
@@ -174,21 +218,39 @@ def _make(source: Path, output: Path, parameters: dict[str, str], key: str, kern
     from qlora_lib.notebooks.html import to_html
 
     folder, stamp = output.parent, stamp_path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_left_behind(folder)
     stamp.unlink(missing_ok=True)
     begun = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix=".running-", dir=folder) as running:
+    with tempfile.TemporaryDirectory(prefix=f"{RUNNING}{os.getpid()}-", dir=folder) as running, Log(log_path(output)) as log:
         part = Path(running) / source.name
-        peak = _papermill(source, part, parameters, folder, kernel)
+        log.line(f"notebook {source.stem} starts, parameters {parameters}")
+        try:
+            peak = _papermill(source, part, parameters, folder, kernel, log)
+        except BaseException as e:
+            log.line(f"notebook {source.stem} has not ended: {e if isinstance(e, QloraError) else repr(e)}")
+            raise
         _for_any_reader(part)
         write_atomic(output, part.read_bytes())
+        log.line(f"notebook {source.stem} ends after {time.perf_counter() - begun:.1f} s")
     (folder / f"{source.stem}.failed.ipynb").unlink(missing_ok=True)
     seconds = time.perf_counter() - begun
     write_atomic(output.with_suffix(".html"), to_html(output))
-    spent = {"key": key, "seconds": round(seconds, 2), "peak_resident_bytes": peak}
+    spent = {"key": key, "files": _made(output), "seconds": round(seconds, 2), "peak_resident_bytes": peak}
     write_atomic(stamp, json.dumps(spent, indent=1) + "\n")
 
 
-def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Path, kernel: "SharedKernel") -> int | None:
+def _remove_left_behind(folder: Path) -> None:
+    """Scratch folders of runs that were killed."""
+    import psutil
+
+    for left in folder.glob(f"{RUNNING}*"):
+        process = left.name.removeprefix(RUNNING).split("-")[0]
+        if not process.isdecimal() or not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Path, kernel: "SharedKernel", log: Log) -> int | None:
     """Execute `source` into `part`; returns the kernel's peak resident bytes where they can be had."""
     import papermill
     import qlora_lib.notebooks.engine  # noqa: F401  registers itself
@@ -207,17 +269,27 @@ def _papermill(source: Path, part: Path, parameters: dict[str, str], folder: Pat
             progress_bar={"file": sys.stderr, "leave": False} if sys.stderr.isatty() else False,
             cwd=source.parent,
             engine_name=ENGINE,
+            log=log,
         )
     except PapermillExecutionError as e:
         what = f"{e.ename}: {_last_line(e.evalue)}" if e.evalue else e.ename
         cell = f"its cell {e.cell_index + 1} (In [{e.exec_count}], `{_first_line(e.source)}`)"
         kept = _keep_partial(part, folder)
-        raise QloraError(f"notebook {source.stem} failed in {cell}: {what}", f"What had run is in {kept}") from None
+        raise NotebookFailed(
+            f"notebook {source.stem} failed in {cell}: {what}", f"What had run is in {kept}, and its log in {log.path.name} beside it"
+        ) from None
     except (DeadKernelError, RuntimeError) as e:
-        where, kept = _running_cell(part), _keep_partial(part, folder)
-        raise QloraError(
-            f"the kernel of notebook {source.stem} died{where}: {_first_line(str(e))}",
-            f"Most often memory ran out. What had run is in {kept}",
+        if no_room(e, folder):
+            raise
+        where, (how, last_words) = _running_cell(part), kernel.how_it_died()
+        log.line(f"the kernel has died: {how}")
+        if last_words.strip():
+            log.line("the kernel's own standard error:")
+            log.write(last_words)
+        kept = _keep_partial(part, folder)
+        raise NotebookFailed(
+            f"the kernel of notebook {source.stem} died{where}: {how}",
+            f"What had run is in {kept}, and its log in {log.path.name} beside it",
         ) from None
     return kernel.peak_resident_bytes()
 

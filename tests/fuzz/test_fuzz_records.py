@@ -61,7 +61,7 @@ AUDIT = json.loads(example_audit(each=1).to_json())
 def cache_key(tiny_model):
     """Under which a record is taken for that of TRAIN."""
     from qlora_lib.config import load_profile
-    from qlora_lib.study import arm_key
+    from qlora_lib.arm_keys import arm_key
 
     profile = load_profile("smoke")
     arm = profile.arm_of_method("qlora")
