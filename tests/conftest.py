@@ -12,15 +12,25 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in two processes
 
 import hypothesis
+import promises
 import pytest
-from promises import pytest_collection_modifyitems, pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401  hooks
+from promises import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401  hooks
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("tests")
 
+# The longest files, a minute and more: begun last, one of them would keep the other process waiting.
+LONGEST_FIRST = ("test_notebooks.py", "test_kills.py", "test_training.py", "test_processes.py", "test_claims.py", "test_cli.py", "test_study.py")
+
 OURS = ("QLORA_CACHE", "QLORA_RESULTS", "HF_HUB_OFFLINE", "PIP_NO_INDEX")
 USERS_OWN = {name: os.environ.get(name) for name in OURS}
+
+
+def pytest_collection_modifyitems(config, items):
+    promises.pytest_collection_modifyitems(config, items)
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -90,6 +90,7 @@ def test_what_a_killed_shell_had_begun_the_other_ends(sweep, tiny_model):
 
 
 @pytest.mark.promise("two-runs")
+@pytest.mark.only_in_make_faults
 def test_an_arm_that_another_run_has_is_left_for_the_end_and_run_where_that_gives_none(sweep, tiny_model):
     profile, start = sweep
     with claimed(results_dir(profile.name) / profile.arms[1].name):

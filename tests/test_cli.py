@@ -292,11 +292,20 @@ def test_train_on_a_local_file_then_use_the_adapter(call, text_file, tmp_path, t
 
 
 @pytest.mark.promise("asked-to-leave")
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("number, code", [
+    pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
+    pytest.param(signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.only_in_make_faults),
+    pytest.param(signal.SIGHUP, -1, id="a closed terminal", marks=pytest.mark.only_in_make_faults),
+    pytest.param(signal.SIGKILL, -9, id="SIGKILL"),
+])  # fmt: skip
 def test_an_interrupted_training_leaves_a_checkpoint_no_process_and_no_traceback(text_file, tmp_path, tiny_model, number, code):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "qlora_lib", *map(str, train(text_file, out, "--set", "train.max_steps=100000"))]
-    listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background job is started deaf to it
+
+    def listens():  # a shell's background job, and one under nohup, is started deaf to them
+        for deaf in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(deaf, signal.SIG_DFL)
+
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listens
     ) as run:

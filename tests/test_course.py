@@ -12,7 +12,7 @@ from qlora_lib.course.control import control
 from qlora_lib.errors import UsageError
 from qlora_lib.notebooks.ledger import Ledger
 from qlora_lib.notebooks.predictions import draw_predictions, predictions_alt
-from qlora_lib.notebooks.runner import WIDGET
+from qlora_lib.notebooks.execution import WIDGET
 from qlora_lib.notebooks.shown import Picture
 from qlora_lib import style
 

@@ -20,7 +20,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from qlora_lib.config import load_profile
 from qlora_lib.course.exercises import MODULES, exercises_of
 from qlora_lib.errors import QloraError, UsageError
-from qlora_lib.notebooks import execute_notebooks, runner
+from qlora_lib.notebooks import execute_notebooks, runner, stamps
 from qlora_lib.notebooks.html import to_html
 from qlora_lib.notebooks.ledger import Ledger
 from qlora_lib.notebooks.lesson import Lesson, Shown, as_table
@@ -268,7 +268,7 @@ def test_every_notebook_runs(executed):
             streams = [o.name for o in cell.outputs if o.output_type == "stream"]
             assert len(set(streams)) == len(streams), f"{e.name} {cell.id}: text in pieces"
             assert '"error"' not in text and "Warning" not in text, f"{e.name} {cell.id}"
-        stamp = json.loads(runner.stamp_path(e.output).read_text())
+        stamp = json.loads(stamps.stamp_path(e.output).read_text())
         assert stamp["seconds"] > 0 and (stamp["peak_resident_bytes"] or 1) > 0
 
 
@@ -281,7 +281,7 @@ def test_executed_notebooks_name_no_checkout(executed):
 
 def test_a_new_prediction_makes_the_last_page_again(executed, smoke, monkeypatch):
     made = []
-    monkeypatch.setattr(runner, "_make", lambda source, *rest: made.append(source.stem))
+    monkeypatch.setattr(runner, "make_pages", lambda source, *rest: made.append(source.stem))
     path = course_dir("smoke") / "predictions.json"
     before = path.read_text()
     Ledger(path).note("05 step time, QLoRA over full", 1.1, 1.2, "times", "Measured")
@@ -299,7 +299,7 @@ def test_unchanged_notebooks_are_not_executed_again(executed, smoke):
 
 def test_what_decides_a_page_makes_it_again(executed, smoke, monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(runner, "_make", lambda source, *rest: made.append(source.stem))
+    monkeypatch.setattr(runner, "make_pages", lambda source, *rest: made.append(source.stem))
     execute_notebooks(smoke, "own", ["09"], force=True)
     assert made == ["09_figures"]
     made.clear()
@@ -480,7 +480,7 @@ def test_one_process_runs_all_and_keeps_nothing(smoke, monkeypatch, tmp_path):
     last = code_cells(second.output)[-1]
     assert last.outputs[0].text.split() == [pid, "False", str(tmp_path / "notebooks")]
     assert last.execution_count == 3  # the parameters, those that papermill put in, and this
-    peaks = [json.loads(runner.stamp_path(e.output).read_text())["peak_resident_bytes"] for e in (first, second)]
+    peaks = [json.loads(stamps.stamp_path(e.output).read_text())["peak_resident_bytes"] for e in (first, second)]
     if None not in peaks:
         assert peaks[0] > 400 * 2**20 > peaks[1]
 
@@ -604,5 +604,5 @@ def test_cost_takes_the_last_run_here_else_the_committed_one(monkeypatch, tmp_pa
     assert "7.00 s" in lesson.cost("05_comparison").text and row not in lesson.cost("06_inference").text
     folder = tmp_path / "smoke" / "notebooks"
     folder.mkdir(parents=True)
-    runner.stamp_path(folder / "05_comparison.ipynb").write_text('{"seconds": 90.0, "peak_resident_bytes": null}')
+    stamps.stamp_path(folder / "05_comparison.ipynb").write_text('{"seconds": 90.0, "peak_resident_bytes": null}')
     assert re.search(r"90\.0 s +not measured", lesson.cost("05_comparison", each_arm=True).text)

@@ -337,6 +337,7 @@ def killed(tmp_path_factory, tiny_model):
 
 
 @pytest.mark.promise("process-dies")
+@pytest.mark.only_in_make_faults
 def test_a_killed_process_ends_the_arm_with_one_line(killed):
     out, error = killed
     assert str(error).startswith("arm 'lora': process 2 of 2: the system ended it, most likely for want of memory") and error.exit_code == 1
@@ -345,6 +346,7 @@ def test_a_killed_process_ends_the_arm_with_one_line(killed):
 
 
 @pytest.mark.promise("process-dies")
+@pytest.mark.only_in_make_faults
 def test_accelerate_launch_goes_on_from_there_and_writes_one_record(killed, tmp_path):
     """The launcher's processes find the folder free, its checkpoint theirs, and one of them prints."""
     out, _ = killed

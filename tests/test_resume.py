@@ -18,6 +18,7 @@ RUNS = {
     "qlora, checkpointing, 8-bit AdamW": ("qlora", {"train__gradient_checkpointing": True, "train__optimizer": "adamw_8bit"}),
     "qlora, stock stack": ("qlora", {"runtime__fast": False}),
 }
+QUICK = ("full", "qlora")
 # (the step that is running, the callback in which the run ends and which call of it in that step, the step it resumes from)
 POINTS = [
     (1, ("on_substep_end", 2), 0),  # before the first checkpoint
@@ -69,7 +70,7 @@ def run(out, data, name, end=None):
 
 
 @pytest.mark.promise("resumed")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.only_in_make_faults) for n in RUNS])
 def test_a_run_broken_off_at_seven_points_is_the_whole_one_bit_for_bit(tmp_path, short_text, name, record_property):
     whole, expected = run(tmp_path / "whole", short_text, name)
     for step, where, resumes_from in POINTS:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from qlora_lib.assets.checks import MODEL_FILES, check_model_dir
 from qlora_lib.assets.registry import HubRepo
-from qlora_lib.assets.store import Manifest, clear_disk_errors, locked, say, sha256_of
+from qlora_lib.assets.store import Manifest, clear_disk_errors, locked, sha256_of
 from qlora_lib.errors import QloraError, UsageError, no_room
 from qlora_lib.paths import cache_dir
+from qlora_lib.progress import say
 
 # The hub's * also crosses folders, where copies in other formats lie (onnx/, original/).
 NOT_WANTED = ["*/*", "consolidated*"]

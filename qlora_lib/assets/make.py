@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from qlora_lib.assets.checks import count_parameters
-from qlora_lib.assets.store import say
 from qlora_lib.errors import QloraError, no_room, out_of_memory
+from qlora_lib.progress import say
 
 # Part of the recipe of a cache entry: raise it when what is made changes.
 VERSION = 1

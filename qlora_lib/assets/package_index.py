@@ -20,8 +20,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from qlora_lib.assets.registry import Artefact
-from qlora_lib.assets.store import LARGER_DISK, say
+from qlora_lib.assets.store import LARGER_DISK
 from qlora_lib.errors import QloraError, no_room
+from qlora_lib.progress import say
 
 CHUNK = 1 << 20
 ELSEWHERE = "Check the network and pip's settings (pip config list), or pass a local file or folder"

@@ -14,19 +14,15 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Callable, Iterable
 
 from qlora_lib.errors import QloraError, no_room, out_of_memory
 from qlora_lib.paths import cache_dir, write_atomic
+from qlora_lib.progress import say
 
 MANIFEST = "manifest.json"
 LARGER_DISK = ", or set QLORA_CACHE to a folder on a larger disk"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def sha256_of(path: Path, sync: bool = False) -> str:

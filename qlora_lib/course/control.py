@@ -8,7 +8,7 @@ front end without widgets shows instead.
 from collections.abc import Callable, Sequence
 
 from qlora_lib.errors import UsageError
-from qlora_lib.notebooks.runner import WIDGET
+from qlora_lib.notebooks.execution import WIDGET
 from qlora_lib.notebooks.shown import Picture
 
 

@@ -4,6 +4,7 @@
 cells call. Importing this package loads neither papermill nor matplotlib.
 """
 
-from qlora_lib.notebooks.runner import Executed, NotebookFailed, execute_notebooks, run_notebooks
+from qlora_lib.notebooks.execution import NotebookFailed
+from qlora_lib.notebooks.runner import Executed, execute_notebooks, run_notebooks
 
 __all__ = ["Executed", "NotebookFailed", "execute_notebooks", "run_notebooks"]

@@ -9,7 +9,7 @@ import time
 from papermill.engines import NBClientEngine, papermill_engines
 
 from qlora_lib.notebooks.log import Log, cells_told
-from qlora_lib.notebooks.runner import ENGINE
+from qlora_lib.notebooks.execution import ENGINE
 
 SECONDS = 5.0  # between two savings: what is lost if this very process is killed
 

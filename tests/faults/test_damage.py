@@ -113,7 +113,7 @@ def test_a_damaged_page_of_a_notebook_is_made_again(course, tmp_path, monkeypatc
         spoil(done.output)
         with monkeypatch.context() as instead:
             made = []
-            instead.setattr(runner, "_make", lambda source, *rest: made.append(source.stem))
+            instead.setattr(runner, "make_pages", lambda source, *rest: made.append(source.stem))
             course({})
         assert made == ["01_made"], damage
         if damage != list(NOTEBOOKS)[-1]:

@@ -16,7 +16,7 @@ from made_notebooks import write_notebook
 
 from qlora_lib.config import PROFILES_DIR
 from qlora_lib.errors import QloraError
-from qlora_lib.notebooks import NotebookFailed, runner
+from qlora_lib.notebooks import NotebookFailed, stamps
 
 DEATHS = {
     "SIGKILL": ("import os; os.kill(os.getpid(), 9)", "the system ended it (SIGKILL), most likely for want of memory"),
@@ -96,7 +96,7 @@ def test_a_kernel_that_dies_after_its_last_answer_is_no_finished_notebook(course
     wait = "import time\ntime.sleep(0.05)"
     with pytest.raises(QloraError, match="the kernel of notebook 01_made died"):
         course({"01_made": [later, wait, "import time; time.sleep(5)"]})
-    assert not runner.stamp_path(pages(tmp_path) / "01_made.ipynb").exists() and not (pages(tmp_path) / "01_made.ipynb").exists()
+    assert not stamps.stamp_path(pages(tmp_path) / "01_made.ipynb").exists() and not (pages(tmp_path) / "01_made.ipynb").exists()
 
 
 # --- the command itself, asked to leave or killed inside a notebook -------------------------------
@@ -149,9 +149,8 @@ def waiting(log: Path) -> None:
 
 
 @pytest.mark.promise("asked-to-leave")
-@pytest.mark.parametrize("number, code", [
-    (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.only_in_make_faults),
-], ids=["SIGTERM", "Ctrl-C"])  # fmt: skip
+@pytest.mark.only_in_make_faults
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
 def test_asked_to_leave_inside_a_notebook_the_next_run_goes_on_there(command, tmp_path, tiny_model, number, code):
     folder = tmp_path / "report" / "tiny" / "notebooks"
     listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background job is started deaf to it

@@ -210,7 +210,7 @@ HUB = {
     "the weights are a page": ("html", "model.safetensors", UNREACHABLE + "|came damaged"),
     "the weights are gone": (404, "model.safetensors", UNREACHABLE),
 }
-QUICK_HUB = ("the weights stall", "the weights are altered")
+QUICK_HUB = ("the weights break off", "the weights are altered")
 
 
 @pytest.mark.promise("network")
