@@ -463,7 +463,7 @@ def test_a_figure_loads_no_torch():
 
 def test_quick_run_on_the_command_line_writes_what_it_prints(bench, tmp_path):
     out = tmp_path / "new" / "b.json"
-    code, printed, progress = bench("--quick", "--json", "--out", out)
+    code, printed, progress = bench("--quick", "--parts", "training", "--json", "--out", out)
     assert code == 0, progress
     assert json.loads(printed) == json.loads(out.read_text()) and read_bench(out).settings["repeats"] == 1
     assert {"ratios", "measurements", "limits"} <= set(json.loads(printed))

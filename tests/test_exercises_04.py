@@ -27,7 +27,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("batch, length", [(4, 32), (2, 48)])
+@pytest.mark.parametrize("batch, length", [(2, 48)])
 @pytest.mark.parametrize("kind, settings", KINDS, ids=[f"{k} {' '.join(s)}" for k, s in KINDS])
 def test_a_step_holds_what_the_shapes_say(kind, settings, batch, length):
     _, s = arm(kind, **settings)
@@ -44,7 +44,7 @@ def test_a_step_holds_what_the_shapes_say(kind, settings, batch, length):
     assert found.held.max() == found.peak and len(found.times) == len(found.held) and found.begins["backward"] > 0
 
 
-@pytest.mark.parametrize("batch, length", [(4, 32), (2, 48), (4, 160)])
+@pytest.mark.parametrize("batch, length", [(2, 48), (4, 160)])
 @pytest.mark.parametrize("kind, settings", KINDS, ids=[f"{k} {' '.join(s)}" for k, s in KINDS])
 def test_a_step_of_the_fast_path_holds_what_the_shapes_say(kind, settings, batch, length):
     _, s = arm(kind, **settings)

@@ -308,7 +308,7 @@ def test_another_gpu_is_another_key(whole, monkeypatch, tmp_path):
     assert len(keys | {plain}) == 3
 
 
-def test_a_lost_machine_loses_nothing_where_that_was_asked_for(make_profile, own, tmp_path, monkeypatch):
+def test_a_lost_machine_loses_nothing_where_that_was_asked_for(make_profile, jobs, tmp_path, monkeypatch):
     """Another processor and another version of the stack take what is there."""
     profile = make_profile("lost", arms=("base",))
     arm = profile.arm_of_method("base")

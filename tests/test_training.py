@@ -203,6 +203,7 @@ def test_the_fast_path_trains_the_same(tmp_path, method):
 
 
 @pytest.mark.promise("resumed")
+@pytest.mark.only_in_make_faults
 def test_the_stock_stack_resumes_bit_for_bit_too(tmp_path):
     settings = {"runtime__fast": False, "train__save_every": 2}
     whole, _ = train(tmp_path / "whole", "qlora", train__max_steps=4, **settings)
@@ -401,6 +402,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, reference,
 
 
 @pytest.mark.promise("resumed")
+@pytest.mark.only_in_make_faults
 def test_resuming_inside_accumulated_and_checkpointed_steps(tmp_path):
     settings = dict(train__batch_size=2, train__gradient_accumulation_steps=2, train__gradient_checkpointing=True)
     whole, expected = train(tmp_path / "whole", "lora", **settings)

@@ -37,7 +37,10 @@ ONCE = "from pathlib import Path\nif not Path({witness!r}).exists():\n    Path({
 
 
 @pytest.mark.promise("kernel-dies")
-@pytest.mark.parametrize("place", [0, 1, 2], ids=["first cell", "middle cell", "last cell"])
+@pytest.mark.parametrize("place", [
+    pytest.param(0, id="first cell", marks=pytest.mark.only_in_make_faults), pytest.param(1, id="middle cell"),
+    pytest.param(2, id="last cell", marks=pytest.mark.only_in_make_faults),
+])  # fmt: skip
 @pytest.mark.parametrize("death", [
     "SIGKILL", pytest.param("os._exit", marks=pytest.mark.only_in_make_faults), pytest.param("a segfault", marks=pytest.mark.only_in_make_faults),
 ])  # fmt: skip
