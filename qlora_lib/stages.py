@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from qlora_lib.records import RunRecord
 
-STAGE_ORDER = ("train", "perplexity", "decode", "load", "data", "start", "save")  # of an arm; the rest is "other"
+STAGE_ORDER = ("train", "perplexity", "score", "decode", "load", "data", "start", "save")  # of an arm; the rest is "other"
 
 
 @dataclass(frozen=True)
