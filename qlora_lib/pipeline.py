@@ -99,7 +99,9 @@ def make_report(profile: Profile, force: bool = False, notebooks: bool = True, c
         benches = read_benches(next(iter(records.values())).model.name, source_kind)
         studies = studies_of(profile.name, source_kind)
         validation = read_validation(committed_validation()) if committed_validation().is_file() else None
-        drawn = draw_all(records, folder) + draw_benches(benches, folder) + draw_studies(studies, records, folder)
+        drawn = draw_all(records, folder) + draw_studies(studies, records, folder)
+        if benches:  # without one of its own a report has none, and the repository's example, which the README shows, stays
+            drawn += draw_benches(benches, folder)
         drawn += draw_costs(validation, folder)
         _copy_talk_figures(profile.name)
     with stage("pdf"):

@@ -86,8 +86,12 @@ def test_an_arm_that_failed_does_not_cost_the_pages_of_the_others(folders, monke
         raise failure
 
     monkeypatch.setattr("qlora_lib.study.run_profile", run)
+    example = folders / "figures" / "smoke" / "bench-default.svg"  # the repository's: no bench ran here, and the README shows it
+    example.parent.mkdir(parents=True)
+    example.write_text("an example")
     with pytest.raises(QloraError, match=r"1 of 6 arms failed: full-nf4dq; the pages show what is there: .*smoke\.pdf. Mend it") as e:
         make_report(load_profile("smoke"), notebooks=False)
+    assert example.read_text() == "an example"
     assert e.value.exit_code == 1 and (folders / "report" / "smoke.pdf").is_file()
     table = capsys.readouterr().err
     label = load_profile("smoke").arm("lora").label

@@ -102,7 +102,7 @@ def _panel(axes, title, measure, records, arms, intervals):
         text = style.count(value) if measure is TRAINABLE else style.number(value, measure.digits)
         axes.annotate(
             text, (end, row), xytext=(5 if dots else 3, 0), textcoords="offset points",
-            va="center", size=6.5, color=INK,
+            va="center", size=6.5, color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8} if dots else None,
         )  # fmt: skip
     _limits(axes, measure, drawn, max(ends.values(), default=1.0))
     axes.set_title(title)

@@ -17,6 +17,9 @@ from qlora_lib.validation.record import DEPENDS_ON, Step, ValidationRecord
 from qlora_lib.validation.summary import errors_of
 
 END = 60  # per cent, of the axis of published figures
+LEVELS = (0.10, 0.15)  # its lines
+LINES = ("--", ":")
+COUNTED = {"marker": "x", "linestyle": "none", "color": INK, "markersize": 3.5, "markeredgewidth": 0.8}
 METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 TICKS = {2**20: "1 MiB", 2**23: "8 MiB", 2**26: "64 MiB", 2**29: "512 MiB", 2**32: "4 GiB"}
 CAPTION = (
@@ -66,24 +69,28 @@ def draw_published(compared: list[Compared]) -> style.Figure:
         foot = "Published by the sources named; predicted by qlora_lib.cost from their settings; not measured by this project."
         figure = _framed(foot, 2.2 + 0.42 * len(rows), left=0.025)
         axes = figure.subplots()
-        _bands(axes, vertical=True, levels=(0.10, 0.15))
+        _bands(axes, vertical=True, levels=LEVELS)
         for y, c in enumerate(rows):
             look = _look(c.figure.work.method, hollow=not c.settings_stated)
             if 100 * c.error > END:  # told in words: its size would hide the others
                 note = f"{_percent(c.error)}: impossible settings" if c.impossible else _percent(c.error)
-                axes.text(END, y, f"{note}  ", ha="right", va="center", size=6, color=INK, zorder=4)
+                behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # or a line would cross it
+                axes.text(END, y, f"{note}  ", ha="right", va="center", size=6, color=INK, zorder=2, bbox=behind)
                 axes.plot(END, y, **{**look, "marker": ">"}, clip_on=False)
                 continue
             axes.plot([0, 100 * c.error], [y, y], color=style.FAINT, linewidth=1.2, zorder=1)
             axes.plot(100 * c.error, y, **look)
             if c.with_differences is not None:
-                axes.plot(100 * c.with_differences, y, "x", color=INK, markersize=3.5, markeredgewidth=0.8)
+                axes.plot(100 * c.with_differences, y, **COUNTED)
         axes.set_xlim(-END, END)
         axes.set_yticks(range(len(rows)), [_row(c) for c in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel("predicted / published − 1, %")
         axes.tick_params(axis="y", length=0, labelsize=6)
-        _legend(figure, "settings assumed")
+        _legend(figure, "settings assumed", {
+            "differences counted in": COUNTED, **{f"{100 * level:.0f} % off": {"color": SOFT, "linewidth": 0.7, "linestyle": line}
+                                                  for level, line in zip(LEVELS, LINES)},
+        })  # fmt: skip
         return settled(figure)
 
 
@@ -146,7 +153,7 @@ def _by_case(axes, steps: list[Step]) -> None:
 def _bands(axes, vertical: bool, levels: tuple[float, float]) -> None:
     draw = axes.axvline if vertical else axes.axhline
     draw(0, color=SOFT, linewidth=0.8, zorder=0)
-    for level, line in zip(levels, ("--", ":")):
+    for level, line in zip(levels, LINES):
         for sign in (1, -1):
             draw(100 * sign * level, color=SOFT, linewidth=0.7, linestyle=line, zorder=0)
 
@@ -184,9 +191,10 @@ def _framed(foot: str, height: float, left: float = 0.0) -> style.PageFigure:
     return figure
 
 
-def _legend(figure, hollow: str) -> None:
+def _legend(figure, hollow: str, more: dict[str, dict] | None = None) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_look(method, False), label=label) for method, label in METHODS.items()]
     handles.append(Line2D([], [], **{**_look("full", True), "markeredgecolor": INK, "marker": "o"}, label=hollow))
-    figure.legend(handles=handles, loc="outside upper left", ncols=4)
+    handles += [Line2D([], [], **look, label=label) for label, look in (more or {}).items()]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
